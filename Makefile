@@ -1,0 +1,55 @@
+# demo: from nothing to a trained model.   test: the whole suite.   check: linters, changes nothing.   fix: formatters.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.py csrc/*.h csrc/cpu/* csrc/cuda/*)
+CXX_FILES := $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
+RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test test-gpu check fix bench native clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m setr_fast.train --run-dir $(RUN_DIR)
+	@echo "pictures to look at: $(RUN_DIR)/overlays"
+
+test: $(VENV)/test-tools
+	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/test-tools
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(VENV)/test-tools
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+check: $(VENV)/dev-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs setr_fast kernels csrc benchmarks tests Makefile
+
+fix: $(VENV)/dev-tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+native: $(VENV)/installed
+	$(BIN)/python setup.py build_ext --inplace
+
+# torch first: the isolated build of the kernels then finds its headers and fetches no second copy.
+$(VENV)/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/test-tools: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/dev-tools: $(VENV)/test-tools
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build setr_fast/*.so *.egg-info

@@ -1,0 +1,11 @@
+// SETR_FAST_VARIANTS before a function compiles it for AVX-512, AVX2 and the portable baseline; the loader picks one.
+// All variants give the same bits: they differ in vector width only, and contraction to FMA is off (CMakeLists.txt).
+#pragma once
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define SETR_FAST_VARIANTS __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#define SETR_FAST_VARIANT_NAMES "avx512 avx2 default"
+#else
+#define SETR_FAST_VARIANTS
+#define SETR_FAST_VARIANT_NAMES "default"
+#endif

@@ -1,0 +1,226 @@
+"""The command line: verbs, their arguments (tyro) and exit codes. Nothing heavy is imported before a verb runs.
+
+tyro is used in this file alone, so that another parser could take its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from setr_fast.config import Config, read_config, recipe_path
+from setr_fast.data.options import DataConfig
+from setr_fast.engine.options import InferenceConfig
+from setr_fast.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ConfigError, SetrFastError
+
+T = TypeVar("T")
+LISTS = ("--scales", "--inference.scales")  # the only options that also take 0.5,1.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the process's exit code; a known failure prints one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return EXIT_OK if arguments else EXIT_USAGE
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "--version":
+        from setr_fast import __version__
+
+        print(__version__)
+        return EXIT_OK
+    if verb not in VERBS:
+        print(f"setr-fast: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        return VERBS[verb][0](rest)
+    except SetrFastError as error:
+        print(f"setr-fast {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"setr-fast {verb}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `setr-fast ... | head`
+        sys.stderr.close()
+        return EXIT_OK
+
+
+# ---- train ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainArguments(Config):
+    """Train a model; with no argument, a small SETR-PUP on built-in scenes."""
+
+    recipe: str | None = None
+    """Named configuration laid over the defaults."""
+    config: Path | None = None
+    """TOML file laid over the recipe; flags go over both."""
+
+
+def _train(argv: list[str]) -> int:
+    arguments = _parse(TrainArguments, argv, "train", default=_train_defaults(argv))
+    values = {item.name: getattr(arguments, item.name) for item in dataclasses.fields(Config)}
+    from setr_fast.train.launch import run
+
+    return run(Config(**values), argv)
+
+
+def _train_defaults(argv: list[str]) -> TrainArguments:
+    """Lay recipe and file (or, on --resume, the run's own configuration) over the defaults."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "config", "run-dir"):
+        finder.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
+    finder.add_argument("--resume", action="store_true")
+    found, _ = finder.parse_known_args(argv)
+    base = Config()
+    if found.recipe:
+        base = read_config(recipe_path(found.recipe), base)
+    if found.config:
+        base = read_config(Path(found.config), base)
+    elif found.resume and found.run_dir and (Path(found.run_dir) / "config.toml").is_file():
+        base = read_config(Path(found.run_dir) / "config.toml", base)
+    return TrainArguments(**{item.name: getattr(base, item.name) for item in dataclasses.fields(Config)})
+
+
+# ---- eval and predict ----------------------------------------------------------------------------------------------
+
+
+def _eval(argv: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True)
+    class EvalArguments:
+        """Score a model on a folder of pictures and masks."""
+
+        checkpoint: Path
+        """Folder of a saved model, or a run folder (its best model)."""
+        data: DataConfig = field(default_factory=DataConfig)
+        inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
+        split: str = "val"
+        """Split that is scored."""
+        device: str | None = None
+        """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
+        out: Path | None = None
+        """File for the result as JSON."""
+
+    a = _parse(EvalArguments, argv, "eval")
+    from setr_fast.engine.commands import eval_command
+
+    eval_command(a.checkpoint, a.data, a.inference, split=a.split, out=a.out, device=a.device)
+    return EXIT_OK
+
+
+def _predict(argv: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True)
+    class PredictArguments:
+        """Write a class-index PNG and an overlay for each picture, at the picture's own size."""
+
+        inputs: tyro.conf.Positional[tuple[Path, ...]]
+        """Pictures, folders of pictures, videos."""
+        checkpoint: Path
+        """Folder of a saved model, or a run folder (its best model)."""
+        out: Path
+        """Folder for the results."""
+        inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
+        device: str | None = None
+        """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
+
+    a = _parse(PredictArguments, argv, "predict")
+    if not a.inputs:
+        raise ConfigError("predict: needs at least one picture, folder or video; see --help")
+    from setr_fast.engine.commands import predict_command
+
+    predict_command(a.checkpoint, list(a.inputs), a.out, a.inference, device=a.device)
+    return EXIT_OK
+
+
+# ---- data, models, doctor ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckArguments:
+    """Look at every file of a data set and report all faults, each with its remedy; exit code 3 if there is any."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def _data(argv: list[str]) -> int:
+    if argv and argv[0] == "list":
+        from setr_fast.data.layouts import describe_layouts
+
+        print(describe_layouts())
+        return EXIT_OK
+    if not argv or argv[0] in ("-h", "--help") or argv[0] != "check":
+        print("usage: setr-fast data check DIR [--data.classes FILE ...]  |  setr-fast data list")
+        return EXIT_OK if argv and argv[0] in ("-h", "--help") else EXIT_USAGE
+    rest = argv[1:]
+    if rest and not rest[0].startswith("-"):
+        rest = ["--data.root", *rest]
+    config = _parse(CheckArguments, rest, "data check").data
+    if config.root is None:
+        raise ConfigError("data check: needs the folder to look at; see --help")
+    from setr_fast.data.check import check_command
+
+    return check_command(config)
+
+
+def _models(argv: list[str]) -> int:
+    from setr_fast.models.catalog import list_models
+
+    print("\n".join(list_models()))
+    return EXIT_OK
+
+
+def _recipes(argv: list[str]) -> int:
+    from setr_fast.config import recipe_names
+
+    for name in recipe_names():
+        print(f"{name:48s} {recipe_path(name).read_text().splitlines()[0].lstrip('# ')}")
+    return EXIT_OK
+
+
+def _doctor(argv: list[str]) -> int:
+    from setr_fast.report import doctor
+
+    print(doctor())
+    return EXIT_OK
+
+
+VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (_train, "train a model (no argument: a small SETR-PUP on built-in scenes)"),
+    "eval": (_eval, "score a model on pictures with masks"),
+    "predict": (_predict, "write class maps and overlays for pictures of any size"),
+    "data": (_data, "check DIR: find every fault of a data set; list: layouts that are read"),
+    "models": (_models, "names that --model.name takes"),
+    "recipes": (_recipes, "names that --recipe takes"),
+    "doctor": (_doctor, "what was compiled, and which backend each op uses on this machine"),
+}
+
+
+def _overview() -> str:
+    lines = ["usage: setr-fast VERB [options]        (also: python -m setr_fast.VERB)", ""]
+    lines += [f"  {name:10s} {text}" for name, (_, text) in VERBS.items()]
+    lines += ["", "`setr-fast VERB --help` lists the options. Exit codes: 0 ok, 2 usage or config, 3 data, 4 environment."]
+    return "\n".join(lines)
+
+
+def _parse(kind: type[T], argv: list[str], verb: str, default: T | None = None) -> T:
+    import tyro
+
+    expanded: list[str] = []
+    for argument in argv:
+        if expanded and expanded[-1] in LISTS and "," in argument:
+            expanded += argument.split(",")
+        else:
+            expanded.append(argument)
+    if default is None:
+        return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}")
+    return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}", default=default)

@@ -1,0 +1,135 @@
+"""Where the splits of a data folder lie.
+
+Understood layouts, for a split called train:
+
+    train/images + train/masks              masks may also be called labels or annotations
+    images/train + labels/train             (masks, annotations)
+    img_dir/train + ann_dir/train
+    images + labels, with a list train.txt  also JPEGImages + SegmentationClass with ImageSets/Segmentation/train.txt,
+                                            and SegmentationClassContext with ImageSets/SegmentationContext/train.txt
+
+A list ``train.txt`` in the root narrows any of them to the samples it names.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from setr_fast.data.faults import Fault, FaultError, some
+from setr_fast.data.lists import split_name
+
+_MASKS = ("masks", "labels", "annotations")
+_USUAL = ("train", "training", "val", "validation", "test", "trainval")
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    images: str
+    masks: tuple[str, ...]
+    listing: str = "{split}.txt"
+    dedicated: bool = True
+
+
+_PATTERNS = (
+    _Pattern("{split}/images", tuple(f"{{split}}/{name}" for name in _MASKS)),
+    _Pattern("images/{split}", tuple(f"{name}/{{split}}" for name in _MASKS)),
+    _Pattern("img_dir/{split}", ("ann_dir/{split}",)),
+    _Pattern("images", _MASKS, dedicated=False),
+    _Pattern("JPEGImages", ("SegmentationClass",), "ImageSets/Segmentation/{split}.txt", dedicated=False),
+    _Pattern("JPEGImages", ("SegmentationClassContext",), "ImageSets/SegmentationContext/{split}.txt", dedicated=False),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders of one split; ``listing`` is its split list, if there is one.
+
+    ``dedicated``: the folders hold this split alone, so that whatever else lies there is worth a word.
+    """
+
+    images: Path
+    masks: Path
+    listing: Path | None
+    dedicated: bool
+
+
+def find_layout(root: Path, split: str) -> Layout:
+    """Return where a split lies.
+
+    Raises: FaultError saying which folders were looked for and what is there instead.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        found = "a file" if root.exists() else "no such folder"
+        raise FaultError(Fault(root, f"data.root must be a folder, got {found}", "check --data.root"))
+    if not split or "/" in split or "\\" in split or split in (".", ".."):
+        raise FaultError(Fault(root, f"split must be a plain name, got '{split}'", "name a split such as train"))
+    layouts = _candidates(root, split)
+    if len(layouts) == 1:
+        return layouts[0]
+    if layouts:
+        both = some([f"{layout.images.relative_to(root)} + {layout.masks.relative_to(root)}" for layout in layouts])
+        raise FaultError(Fault(root, f"split '{split}' must lie in one place, got {both}", "remove all but one"))
+    raise FaultError(_missing(root, split))
+
+
+def find_splits(root: Path) -> list[str]:
+    """Return the names of the splits that a data folder holds, also where masks are missing; train and val first."""
+    root = Path(root)
+    names = {name for name in _folders(root) if (root / name / "images").is_dir()}
+    names.update(_folders(root / "images"), _folders(root / "img_dir"))
+    if not names:
+        names.update(name for name in _USUAL if _candidates(root, name))
+        for folder in ("Segmentation", "SegmentationContext"):
+            lists = root / "ImageSets" / folder
+            if lists.is_dir():
+                stems = (split_name(name) for name in os.listdir(lists))
+                names.update(stem for stem, suffix in stems if suffix == ".txt" and _candidates(root, stem))
+    order = {name: place for place, name in enumerate(_USUAL)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
+
+
+def has_masks(root: Path, split: str) -> bool:
+    """Return whether a split has a folder of masks at all; test sets often come without."""
+    return bool(_candidates(Path(root), split))
+
+
+def _candidates(root: Path, split: str) -> list[Layout]:
+    layouts = []
+    for pattern in _PATTERNS:
+        images = root / pattern.images.format(split=split)
+        listing = root / pattern.listing.format(split=split)
+        listed = listing.is_file()
+        if images.is_dir() and (pattern.dedicated or listed):
+            folders = [root / name.format(split=split) for name in pattern.masks]
+            layouts += [
+                Layout(images, folder, listing if listed else None, pattern.dedicated)
+                for folder in folders
+                if folder.is_dir()
+            ]
+    own = [layout for layout in layouts if layout.dedicated]
+    return own or layouts
+
+
+def _missing(root: Path, split: str) -> Fault:
+    for pattern in _PATTERNS:
+        images = root / pattern.images.format(split=split)
+        if pattern.dedicated and images.is_dir():
+            wanted = " or ".join(name.format(split=split) for name in pattern.masks)
+            what = f"split '{split}' must have masks in {wanted}, got {images.relative_to(root)} alone"
+            return Fault(root, what, "add the folder of masks")
+    splits = [name for name in find_splits(root) if has_masks(root, name)]
+    there = some(_folders(root)) or "no folders"
+    if (root / f"{split}.txt").is_file():
+        there += f", and {split}.txt without folders images + labels"
+    looked = f"{split}/images + {split}/masks or images/{split} + labels/{split}"
+    remedy = f"name a split that exists ({some(splits)})" if splits else "arrange the pictures and masks like that"
+    return Fault(root, f"split '{split}' must lie in {looked}, got {there}", remedy)
+
+
+def _folders(parent: Path) -> list[str]:
+    if not parent.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))

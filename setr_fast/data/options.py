@@ -1,0 +1,82 @@
+"""Options of the data path. Imports nothing heavy: ``--help`` reads this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from setr_fast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and masks come from, and what the ids in the masks mean."""
+
+    root: Path | None = None
+    """Folder with {split}/{images,masks} or images/{split} + labels/{split}; none: the built-in scenes."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    val_split: str = "val"
+    """Name of the split to validate on."""
+    classes: Path | None = None
+    """Class table (csv, json or toml); none: classes.* in the root, else counted from the masks."""
+    num_classes: int | None = None
+    """Number of classes where there is no class table; none: counted from the masks."""
+    ignore_index: int | None = None
+    """Id in the masks that means 'ignore'; none: the class table's ignored ids and 255."""
+    label_offset: int = 0
+    """Added to every id in the masks; ids below zero are then ignored (-1 is 'reduce zero label')."""
+    mask_colours: Literal["index", "rgb"] = "index"
+    """Masks hold class ids (index) or the class table's colours (rgb)."""
+    mask_suffix: str = ""
+    """What a mask's stem has beyond its picture's, e.g. '_mask'."""
+    check: Literal["full", "headers", "off"] = "full"
+    """How much of every file is verified before the first step."""
+    workers: int = 0
+    """Processes that decode and augment; the results do not depend on it. 0: none but the trainer's own."""
+    max_pixels: int = 200_000_000
+    """Largest picture that is decoded, in pixels."""
+    builtin_train: int = 512
+    """Built-in scenes to train on."""
+    builtin_val: int = 64
+    """Built-in scenes to validate on."""
+    builtin_size: int = 128
+    """Side of a built-in scene, in pixels."""
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and not 2 <= self.num_classes <= 255:
+            raise ConfigError(f"data.num_classes: must be 2..255, got {self.num_classes}")
+        if self.workers < 0:
+            raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
+        if min(self.builtin_train, self.builtin_val) < 1 or self.builtin_size < 32:
+            raise ConfigError("data.builtin_*: at least one scene per split, and 32 pixels a side")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to a training sample, in this order: resize, crop, flip, colours, pad."""
+
+    crop: tuple[int, int] = (128, 128)
+    """Height and width of a training crop, in pixels."""
+    base_scale: tuple[int, int] | None = None
+    """Long and short edge that ratio 1 means (keep-ratio rule of mmsegmentation); none: the picture's own size."""
+    ratio_range: tuple[float, float] = (0.5, 2.0)
+    """The resize ratio is drawn uniformly from this range."""
+    cat_max_ratio: float = 0.75
+    """A crop is redrawn, up to ten times, while one class covers this share of its valid pixels or more."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    photometric: bool = True
+    """Brightness, contrast, saturation and hue as in mmsegmentation's PhotoMetricDistortion."""
+
+    def __post_init__(self) -> None:
+        low, high = self.ratio_range
+        if min(self.crop) < 1:
+            raise ConfigError(f"augment.crop: must be positive, got {self.crop}")
+        if not 0 < low <= high:
+            raise ConfigError(f"augment.ratio_range: must be 0 < low <= high, got {self.ratio_range}")
+        if not 0 < self.cat_max_ratio <= 1:
+            raise ConfigError(f"augment.cat_max_ratio: must lie in (0, 1], got {self.cat_max_ratio}")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"augment.flip: must lie in [0, 1], got {self.flip}")

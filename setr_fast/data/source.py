@@ -1,0 +1,161 @@
+"""Labelled pictures by number: a data folder, or the built-in scenes.
+
+A source reads one sample at a time, so that loaders, evaluation and checks share one way from file to array.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from setr_fast.data.classes import MOST_CLASSES, ClassTable, find_class_table, read_class_table
+from setr_fast.data.decode import load_mask, read_image
+from setr_fast.data.faults import Fault, FaultError
+from setr_fast.data.folder import Sample, find_samples
+from setr_fast.data.layout import has_masks
+from setr_fast.data.masks import MaskReader, histogram
+from setr_fast.data.options import DataConfig
+from setr_fast.errors import ConfigError
+
+logger = logging.getLogger("setr_fast")
+
+THREADS = 4
+"""Pillow decodes without holding the interpreter's lock."""
+
+
+class Source(Protocol):
+    """Labelled pictures of one split."""
+
+    classes: ClassTable
+    names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a picture, uint8 RGB [H, W, 3], and its training ids, uint8 [H, W], 255 where ignored."""
+        ...
+
+
+class FolderSource:
+    """One split of a data folder.
+
+    Raises: FaultError if the split or its class table cannot be used; ``read`` if a file cannot.
+    """
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        if config.root is None:
+            raise ConfigError("data.root: must be a folder to read files from, got none; set --data.root")
+        self.samples = find_samples(config.root, split, config.mask_suffix)
+        self.classes = resolve_classes(config, split)
+        self.names = [sample.name for sample in self.samples]
+        self._reader = MaskReader.of(config, self.classes)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return picture and training ids of a sample, both upright and of one size."""
+        sample = self.samples[index]
+        assert sample.mask is not None
+        image = read_image(sample.image, self._reader.max_pixels)
+        label = self._reader.read(sample.mask)
+        fault = size_fault(sample, (image.shape[0], image.shape[1]), (label.shape[0], label.shape[1]))
+        if fault is not None:
+            raise FaultError(fault)
+        return image, label
+
+
+def open_source(config: DataConfig, split: str) -> Source:
+    """Return the samples of a split: the folder ``config.root``, or built-in scenes where there is none."""
+    if config.root is not None:
+        return FolderSource(config, split)
+    from setr_fast.data.scenes import BuiltinScenes
+
+    counts = {config.train_split: config.builtin_train, config.val_split: config.builtin_val}
+    if split not in counts:
+        known = " or ".join(counts)
+        raise ConfigError(f"data: split of the built-in scenes must be {known}, got '{split}'; set --data.root")
+    name = "train" if split == config.train_split else "val"
+    source: Source = BuiltinScenes(count=counts[split], size=config.builtin_size, seed=0, split=name)
+    return source
+
+
+def size_fault(sample: Sample, image: tuple[int, int], mask: tuple[int, int]) -> Fault | None:
+    """Return what is wrong if picture and mask differ in upright (height, width), or nothing."""
+    if image == mask:
+        return None
+    assert sample.mask is not None
+    rule = (
+        f"mask must be as large as its picture {sample.image}, {image[1]} x {image[0]} seen upright, "
+        f"got {mask[1]} x {mask[0]}"
+    )
+    return Fault(sample.mask, rule, "export the mask again at the size of the upright picture")
+
+
+def resolve_classes(config: DataConfig, split: str) -> ClassTable:
+    """Return the classes of a data folder: the class table, else ``num_classes``, else those the masks use.
+
+    Masks are counted on the training split where there is one, so that evaluation agrees with training.
+    """
+    assert config.root is not None
+    table = config.classes or find_class_table(config.root)
+    if table is not None:
+        classes = read_class_table(table)
+        if config.num_classes not in (None, classes.num_classes):
+            raise ConfigError(
+                f"data.num_classes: must agree with {table}, which has {classes.num_classes} classes, "
+                f"got {config.num_classes}; leave data.num_classes out"
+            )
+        if config.mask_colours == "rgb":
+            _ = classes.colour_ids()  # refuses tables without colours, or with one colour twice
+        return classes
+    if config.mask_colours == "rgb":
+        raise ConfigError(f"data.classes: must name a class table with colours to read colour masks, got none in {config.root}")
+    if config.num_classes is not None:
+        return ClassTable.numbered(config.num_classes)
+    counted = config.train_split if has_masks(config.root, config.train_split) else split
+    return count_classes(config, counted)
+
+
+@lru_cache(maxsize=8)
+def count_classes(config: DataConfig, split: str) -> ClassTable:
+    """Return as many numbered classes as the masks of a split use: largest id + 1, ignored ids left out.
+
+    Raises: FaultError naming the mask with the largest id if that makes too many classes.
+    """
+    assert config.root is not None
+    samples = find_samples(config.root, split, config.mask_suffix)
+    paths = [sample.mask for sample in samples if sample.mask is not None]
+    with ThreadPoolExecutor(THREADS) as pool:
+        used = list(pool.map(partial(_largest_id, config), paths))
+    return classes_of_ids(config.root, split, dict(zip(paths, used, strict=True)))
+
+
+def classes_of_ids(root: Path, split: str, largest: dict[Path, int]) -> ClassTable:
+    """Return numbered classes up to the largest training id of any mask, given that of each mask (-1: none)."""
+    path = max(largest, key=lambda mask: (largest[mask], str(mask)))
+    count = largest[path] + 1
+    if count > MOST_CLASSES:
+        rule = f"ids must be below {MOST_CLASSES} to be counted as classes, got {count - 1}"
+        raise FaultError(Fault(path, rule, "give a class table, or set --data.num-classes"))
+    if count < 2:
+        rule = f"masks of split '{split}' must use two classes or more, got {count} (255 counts as ignored)"
+        raise FaultError(Fault(root, rule, "check the ids (0 and 255 must become 0 and 1), or give a class table"))
+    logger.info("no class table: %d classes (ids 0..%d) counted from the masks of split '%s'", count, count - 1, split)
+    return ClassTable.numbered(count)
+
+
+def largest_training_id(config: DataConfig, ids: Sequence[int]) -> int:
+    """Return the largest of a mask's ids after the offset, those ignored by rule left out; -1 if none is left."""
+    kept = [value + config.label_offset for value in ids if value not in (255, config.ignore_index)]
+    return max([-1, *kept])
+
+
+def _largest_id(config: DataConfig, path: Path) -> int:
+    return largest_training_id(config, list(histogram(load_mask(path, config.max_pixels).ids)))

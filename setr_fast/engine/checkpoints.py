@@ -1,0 +1,90 @@
+"""Find the model a path means, and say exactly which weights and which data a result belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from setr_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from setr_fast.data.source import Source
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Return the folder of a saved model: ``path`` itself, or of a run folder its best, else its newest checkpoint.
+
+    A path to one of the two files means their folder.
+
+    Raises: CheckpointError where there is none.
+    """
+    path = Path(path)
+    if path.is_file() and path.name in (CONFIG, WEIGHTS):
+        path = path.parent
+    if _complete(path):
+        return path
+    if _complete(path / "best"):
+        return path / "best"
+    saved = [file.parent for file in (path / "checkpoints").glob("**/" + WEIGHTS) if _complete(file.parent)]
+    if saved:
+        return max(saved, key=lambda folder: (_numbers(folder.relative_to(path)), folder.stat().st_mtime))
+    got = "a folder without them" if path.is_dir() else "a file" if path.exists() else "nothing"
+    raise CheckpointError(
+        f"{path}: checkpoint must be a folder with {CONFIG} and {WEIGHTS}, or a run folder, got {got}; "
+        "give what `train` or `model.save` wrote"
+    )
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the hash of the weights file, in hex."""
+    return _digest(_chunks(folder / WEIGHTS))
+
+
+def data_sha256(source: Source) -> str:
+    """Return the hash of every sample's name and content, in order.
+
+    Content is the bytes of picture and mask files where the source has files (``samples``), else its pixels.
+    """
+
+    def parts() -> Iterator[bytes]:
+        samples = getattr(source, "samples", None)
+        for index, name in enumerate(source.names):
+            yield f"\0{name}\0".encode("utf-8", "surrogateescape")
+            if samples is None:
+                for array in source.read(index):
+                    yield repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()
+                continue
+            for path in (samples[index].image, samples[index].mask):
+                if path is not None:
+                    yield f"\0{path.stat().st_size}\0".encode()
+                    yield from _chunks(path)
+
+    return _digest(parts())
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", str(path)))
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            yield chunk
+
+
+def _digest(parts: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

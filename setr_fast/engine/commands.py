@@ -1,0 +1,225 @@
+"""What `eval` and `predict` do once their arguments are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from setr_fast.data.palette import default_palette
+from setr_fast.data.faults import one_line
+from setr_fast.data.folder import list_images
+from setr_fast.data.options import DataConfig
+from setr_fast.data.source import open_source
+from setr_fast.engine.checkpoints import checkpoint_folder, data_sha256, weights_sha256
+from setr_fast.engine.evaluator import check_classes, evaluate
+from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.outputs import output_stems
+from setr_fast.engine.overlay import write_index_png, write_overlay
+from setr_fast.engine.pictures import as_pixels
+from setr_fast.engine.predictor import predict
+from setr_fast.engine.video import frames, is_video, require_reader
+from setr_fast.errors import BackendError, ConfigError, DataError
+from setr_fast.files import atomic_folder, atomic_write
+from setr_fast.metrics import Scores, majority_baseline
+from setr_fast.models.store import load_model
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+def eval_command(
+    checkpoint: Path,
+    data: DataConfig,
+    inference: InferenceConfig,
+    *,
+    split: str = "val",
+    out: Path | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Score a checkpoint on a split, print a table of classes, and return (and write, given ``out``) everything that
+    belongs to the result: scores in [0, 1], speed, all settings, hashes of weights and data.
+
+    Units: seconds of reading, predicting and counting; loading the model and hashing are not in them.
+    """
+    if out is not None:
+        _make_folder(out.parent, "out")
+        if out.is_dir():
+            raise ConfigError(f"out: must be a file, got the folder {out}; name a file in it")
+    place = pick_device(device)
+    folder = checkpoint_folder(checkpoint)
+    model = load_model(folder).to(place)
+    spec: Any = model.spec
+    source = open_source(data, split)
+    check_classes(spec.num_classes, source)
+    if len(source) == 0:
+        raise DataError(f"eval: split {split} must hold a picture with a mask, got none; see `setr-fast data check`")
+    started = time.perf_counter()
+    scores = evaluate(model, source, inference, progress=_progress())
+    seconds = time.perf_counter() - started
+    names = spec.class_names or source.classes.names
+    result = {
+        **scores.as_dict(names),
+        "majority_mIoU": majority_baseline(scores.confusion),
+        "images": len(source),
+        "seconds": seconds,
+        "images_per_second": len(source) / seconds,
+        "split": split,
+        "checkpoint": str(folder),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "settings": {"inference": _plain(inference), "data": _plain(data), "model": spec.to_dict()},
+        "sha256": {"weights": weights_sha256(folder), "data": data_sha256(source)},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+    print(score_table(scores, names))
+    print(f"{len(source)} pictures in {seconds:.1f} s, {result['images_per_second']:.2f} per second")
+    if out is not None:
+        atomic_write(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        print(f"written to {out}")
+    return result
+
+
+def predict_command(
+    checkpoint: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    inference: InferenceConfig,
+    *,
+    device: str | None = None,
+) -> None:
+    """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.png`` for each input.
+
+    Inputs are pictures, folders of them, and videos (``<stem>_frames/<number>.png``). One that cannot be read is named on
+    stderr, and the others are carried on with.
+
+    Raises: DataError at the end, if any input could not be read.
+    """
+    files = _expand(inputs)
+    for path in filter(is_video, files):
+        require_reader(path)
+    place = pick_device(device)
+    model = load_model(checkpoint_folder(checkpoint)).to(place)
+    _make_folder(out, "out")
+    predict_files(model, files, out, inference)
+
+
+def predict_files(model: nn.Module, files: Sequence[Path], out: Path, inference: InferenceConfig) -> None:
+    """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
+    spec: Any = model.spec
+    palette = spec.palette or default_palette(spec.num_classes)
+    failed = 0
+    for path, stem in zip(files, output_stems(files, out), strict=True):
+        try:
+            if is_video(path):
+                written = _predict_video(model, path, out / f"{stem}_frames", inference, palette)
+            else:
+                written = _predict_picture(model, as_pixels(path).numpy(), out / stem, inference, palette)
+        except DataError as error:
+            failed += 1
+            print(f"predict: {one_line(str(error))}", file=sys.stderr, flush=True)
+        except OSError as error:  # the input's own trouble is a DataError: this is the output's
+            raise ConfigError(f"out: must be a folder that can be written, got {out}: {error.strerror}") from None
+        else:
+            print(one_line(f"{path} -> {written}"), flush=True)
+    if failed:
+        raise DataError(
+            f"every input must be readable, got {failed} of {len(files)} that are not; they are named above"
+        )
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device to compute on: the named one, else the first GPU, else the CPU.
+
+    Raises: ConfigError for a name that is none; BackendError for a GPU that is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"device: must be one of this machine's {torch.cuda.device_count()} GPUs, got {name!r}; `--device cpu` works"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
+    return device
+
+
+def score_table(scores: Scores, names: Sequence[str]) -> str:
+    """Return IoU and accuracy per class as aligned text, in percent, with the means below."""
+    width = max(len("all (mean)"), *(len(name) for name in names))
+    labels = scores.confusion.sum(1)
+    share = labels / max(scores.pixels, 1)
+    lines = [f"{'class':{width}s}  {'IoU %':>7s}  {'acc %':>7s}  {'pixels %':>8s}"]
+    for name, iou, accuracy, part in zip(names, scores.iou, scores.accuracy, share, strict=True):
+        lines.append(f"{name:{width}s}  {_percent(iou)}  {_percent(accuracy)}  {100 * part:8.2f}")
+    lines.append(f"{'all (mean)':{width}s}  {_percent(scores.miou)}  {_percent(scores.macc)}  {100:8.2f}")
+    lines.append(f"mIoU {100 * scores.miou:.2f}  aAcc {100 * scores.aacc:.2f}  mAcc {100 * scores.macc:.2f}")
+    return "\n".join(lines)
+
+
+def _predict_picture(
+    model: nn.Module, image: npt.NDArray[np.uint8], stem: Path, inference: InferenceConfig, palette: Palette
+) -> Path:
+    classes = predict(model, image, inference)
+    # Joined as text: Path.with_suffix would take the end of a dotted stem for a suffix.
+    target = Path(f"{stem}.png")
+    write_overlay(Path(f"{stem}_overlay.png"), image, classes, palette)
+    write_index_png(target, classes, palette)
+    return target
+
+
+def _predict_video(
+    model: nn.Module, path: Path, folder: Path, inference: InferenceConfig, palette: Palette
+) -> Path:
+    with atomic_folder(folder) as unfinished:
+        for number, frame in enumerate(frames(path)):
+            _predict_picture(model, frame, unfinished / f"{number:06d}", inference, palette)
+    return folder
+
+
+def _expand(inputs: Sequence[Path]) -> list[Path]:
+    """Pictures of the folders among the inputs, the other inputs as they are, each file once."""
+    files: dict[Path, Path] = {}
+    for path in inputs:
+        for file in list_images([path]) if path.is_dir() else [path]:
+            files.setdefault(file.resolve(), file)
+    if not files:
+        raise DataError(f"predict: inputs must hold a picture, got none in {', '.join(map(str, inputs))}")
+    return list(files.values())
+
+
+def _make_folder(path: Path, what: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{what}: must be in a folder that can be written, got {path}: {error.strerror}") from None
+
+
+def _progress() -> Callable[[int, int], None] | None:
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, of: int) -> None:
+        print(f"\r{done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _plain(options: Any) -> Any:
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
+
+
+def _percent(value: float) -> str:
+    return f"{'-':>7s}" if np.isnan(value) else f"{100 * value:7.2f}"

@@ -1,0 +1,58 @@
+"""What results are called: always inside the output folder, never the same twice, never an input's own name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+NAME_BYTES = 255
+"""Longest file name that common file systems take."""
+ENDINGS = (".png", "_overlay.png", "_frames")
+"""Class map and overlay of a picture; folder of a video's frames."""
+
+
+def output_stems(inputs: Sequence[Path], out: Path) -> list[str]:
+    """Return one stem per input, so that every ``stem + ending`` is free in ``out``.
+
+    An input's own stem is taken where it can be. Where two inputs share one (``a.jpg`` and ``a.png``, or of two
+    folders), the later gets its suffix added (``a_png``), then a number. Names count as equal where some file system
+    holds them for equal: letter case and composed or decomposed accents do not tell them apart.
+    """
+    folder = out.resolve()
+    taken = {_key(path.name) for path in inputs if path.resolve().parent == folder}
+    stems = []
+    for path in inputs:
+        for stem in _candidates(path):
+            names = {_key(stem + ending) for ending in ENDINGS}
+            if not names & taken:
+                break
+        taken |= names
+        stems.append(stem)
+    return stems
+
+
+def _candidates(path: Path) -> Iterator[str]:
+    yield _short(path.stem)
+    if path.suffix:
+        yield _short(f"{path.stem}_{path.suffix[1:]}")
+    number = 2
+    while True:
+        yield _short(f"{path.stem}_{number}")
+        number += 1
+
+
+def _short(stem: str) -> str:
+    """Cut a stem that is too long for the longest ending; a hash of the whole keeps cut names apart."""
+    room = NAME_BYTES - max(len(ending) for ending in ENDINGS)
+    encoded = os.fsencode(stem)
+    if len(encoded) <= room:
+        return stem
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return encoded[: room - 9].decode("utf-8", "ignore") + "_" + digest
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

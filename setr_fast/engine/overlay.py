@@ -1,0 +1,108 @@
+"""Class maps as files to look at: index PNG with a palette, and the picture with the classes laid over it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from setr_fast.errors import ShapeError
+from setr_fast.files import atomic_write
+
+Palette = Sequence[tuple[int, int, int]]
+
+_ROWS = 256  # blended at a time: the sum needs 16 bits, and a 48-megapixel picture has 144 million of them
+_LINE_PX, _SWATCH_PX, _LETTER_PX = 16, 12, 6  # legend; letters of Pillow's built-in font are 6 pixels wide
+
+
+def write_index_png(path: Path, classes: npt.NDArray[Any], palette: Palette) -> None:
+    """Write a class map as a PNG whose pixel values are the classes: 8 bits with a palette, 16 bits grey above 255.
+
+    Shapes: classes [H, W].
+    """
+    if classes.dtype == np.uint8:
+        picture = Image.fromarray(classes)
+        picture.putpalette(_flat(palette))  # turns the grey picture into a palette one, values untouched
+    else:
+        picture = Image.fromarray(classes.astype(np.uint16))
+    _write_png(path, picture)
+
+
+def overlay(
+    image: npt.NDArray[np.uint8], classes: npt.NDArray[Any], palette: Palette, alpha: float = 0.5
+) -> npt.NDArray[np.uint8]:
+    """Return the picture with its classes' colours mixed in; ``alpha`` is the colours' share, classes past the palette
+    (255: ignored) leave the picture as it is.
+
+    Shapes: image [H, W, 3], classes [H, W] -> [H, W, 3].
+    Raises: ShapeError if the class map has another size than the picture.
+    """
+    if image.shape[:2] != classes.shape:
+        raise ShapeError(
+            f"overlay: classes must have the picture's size {list(image.shape[:2])}, got {list(classes.shape)}; "
+            "predict returns it at that size"
+        )
+    share = round(alpha * 256)
+    colours = np.asarray(palette, np.uint16).reshape(-1, 3)
+    mixed = image.copy()
+    for top in range(0, image.shape[0], _ROWS):
+        part = classes[top : top + _ROWS]
+        known = part < len(colours)
+        colour = colours[np.where(known, part, 0)]
+        blend = (image[top : top + _ROWS] * np.uint16(256 - share) + colour * np.uint16(share) + np.uint16(128)) >> 8
+        mixed[top : top + _ROWS] = np.where(known[..., None], blend, image[top : top + _ROWS])
+    return mixed
+
+
+def write_overlay(
+    path: Path,
+    image: npt.NDArray[np.uint8],
+    classes: npt.NDArray[Any],
+    palette: Palette,
+    *,
+    alpha: float = 0.5,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Write the overlay as a PNG of the picture's size; ``names`` puts a legend of the classes present below it."""
+    mixed = overlay(image, classes, palette, alpha)
+    if names is not None:
+        present = [int(index) for index in np.unique(classes) if index < min(len(names), len(palette))]
+        mixed = np.concatenate([mixed, legend(mixed.shape[1], [(names[i], palette[i]) for i in present])])
+    _write_png(path, Image.fromarray(mixed), compress_level=1)  # photographs hardly get smaller, only slower
+
+
+def legend(width: int, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> npt.NDArray[np.uint8]:
+    """Draw names beside swatches of their colours, in as many lines as the width needs.
+
+    Shapes: -> [lines * 16, width, 3].
+    """
+    places: list[tuple[int, int]] = []
+    left, line = 2, 0
+    for name, _ in entries:
+        needed = _SWATCH_PX + 4 + _LETTER_PX * len(name) + 8
+        if left > 2 and left + needed > width:
+            left, line = 2, line + 1
+        places.append((left, line * _LINE_PX))
+        left += needed
+    strip = Image.new("RGB", (width, (line + 1) * _LINE_PX), (255, 255, 255))
+    draw = ImageDraw.Draw(strip)
+    for (name, colour), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y + 2, x + _SWATCH_PX, y + 2 + _SWATCH_PX), fill=colour, outline=(0, 0, 0))
+        draw.text((x + _SWATCH_PX + 4, y + 2), name.encode("ascii", "replace").decode(), fill=(0, 0, 0))
+    return np.asarray(strip)
+
+
+def _flat(palette: Palette) -> list[int]:
+    flat = [channel for colour in palette[:256] for channel in colour]
+    return flat + [0] * (768 - len(flat))
+
+
+def _write_png(path: Path, picture: Image.Image, compress_level: int = 6) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=compress_level)
+    atomic_write(path, buffer.getvalue())

@@ -1,0 +1,60 @@
+"""What callers hand in as a picture, as one kind of tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from setr_fast.data.decode import read_image
+from setr_fast.errors import ShapeError
+
+Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
+
+
+def as_pixels(image: Picture) -> Tensor:
+    """Return a picture as a contiguous uint8 tensor [H, W, 3], RGB, upright.
+
+    A Pillow image becomes what ``read_image`` makes of its file: turned by its EXIF orientation, alpha dropped,
+    16 bits to their high byte.
+
+    Raises: ShapeError for an array that is not uint8 [H, W, 3] or is empty; DataError for a file that cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        array: Any = read_image(Path(image))
+    elif isinstance(image, Image.Image):
+        array = _from_pillow(image)
+    else:
+        array = image
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        got = f"{array.dtype} {list(array.shape)}" if hasattr(array, "shape") else type(array).__name__
+        raise ShapeError(
+            f"predict: image must be a path, a Pillow image or a uint8 RGB array [H, W, 3], got {got}; "
+            "scale floats to 0..255 and convert, repeat grey three times"
+        )
+    if 0 in array.shape:
+        raise ShapeError(f"predict: image must have at least one pixel, got {list(array.shape)}; leave it out")
+    # The ops take contiguous memory, and torch warns about arrays that are read-only.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _from_pillow(image: Image.Image) -> npt.NDArray[np.uint8]:
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError):  # damaged EXIF: taken as it is stored
+        upright = image
+    if upright.mode == "F":
+        raise ShapeError("predict: image must have 8 or 16 bits per channel, got floating-point; scale it to 0..255")
+    if upright.mode.startswith("I"):
+        grey = (np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if upright.mode in ("RGBA", "RGBX"):
+        return np.array(upright)[..., :3]
+    if upright.mode == "LA":
+        return np.repeat(np.array(upright)[..., :1], 3, axis=2)
+    return np.array(upright.convert("RGBA" if upright.mode in ("P", "PA") else "RGB"))[..., :3]

@@ -1,0 +1,162 @@
+"""The model: picture in, logits, loss or class map out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from setr_fast.errors import ShapeError
+from setr_fast.loss import segmentation_loss
+from setr_fast.models.catalog import model_spec
+from setr_fast.models.encoder import Encoder
+from setr_fast.models.heads.linear import LinearHead
+from setr_fast.models.heads.mask_transformer import MaskTransformerHead
+from setr_fast.models.heads.mla import MlaAuxHead, MlaHead, MlaNeck
+from setr_fast.models.heads.naive import naive_aux_head, naive_head
+from setr_fast.models.heads.pup import pup_aux_head, pup_head
+from setr_fast.models.spec import ModelSpec
+from setr_fast.nn.conv import resize
+from setr_fast.nn.embed import fit_to_grid
+from setr_fast.shapes import Grid
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HEADS: dict[str, Callable[[ModelSpec], nn.Module]] = {
+    "naive": naive_head,
+    "pup": pup_head,
+    "mla": MlaHead,
+    "linear": LinearHead,
+    "mask": MaskTransformerHead,
+}
+AUX_HEADS: dict[str, Callable[[ModelSpec], nn.Module]] = {
+    "naive": naive_aux_head,
+    "pup": pup_aux_head,
+    "mla": MlaAuxHead,
+    "linear": LinearHead,
+    "mask": MaskTransformerHead,
+}
+
+
+class SegmentationModel(nn.Module):
+    """A plain vision transformer with a segmentation head.
+
+    Children: ``encoder``, ``neck`` (MLA only), ``head``, ``aux_heads`` (used by all_logits and loss only).
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec)
+        self.neck = MlaNeck(spec) if spec.has_neck else None
+        self.head = HEADS[spec.head](spec)
+        distinct = min(len(spec.aux_levels), 1) if spec.shared_modules else len(spec.aux_levels)
+        self.aux_heads = nn.ModuleList(AUX_HEADS[spec.head](spec) for _ in range(distinct))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Per-pixel class logits [B, K, H, W] of a normalised picture [B, C, H, W], any H and W."""
+        grid = self.grid(image_BCHW)
+        logits_BKhw = self.head(self.levels(image_BCHW, grid), grid)
+        logits_BKHW = resize(logits_BKhw, self.resize_size(grid), self.spec.align_corners)
+        return logits_BKHW[..., : grid.image[0], : grid.image[1]]
+
+    def logits(self, image_BCHW: Tensor) -> Tensor:
+        """Logits of the main head before the last resize, [B, K, h, w]."""
+        grid = self.grid(image_BCHW)
+        return self.head(self.levels(image_BCHW, grid), grid)
+
+    def all_logits(self, image_BCHW: Tensor) -> list[Tensor]:
+        """Logits of the main head and of each auxiliary one, before the last resize, in the family's order."""
+        grid = self.grid(image_BCHW)
+        levels = self.levels(image_BCHW, grid)
+        aux = [
+            self.aux_heads[index % len(self.aux_heads)]((levels[level],), grid)
+            for index, level in enumerate(self.spec.aux_levels)
+        ]
+        return [self.head(levels, grid), *aux]
+
+    def loss(self, image_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
+        """Cross entropy of the main head plus the weighted auxiliary ones.
+
+        Units: labels 0..K-1, ``spec.ignore_index`` is ignored.
+        Raises: ShapeError when the labels are not as large as the picture.
+        """
+        grid = self.grid(image_BCHW)
+        if tuple(labels_BHW.shape) != (len(image_BCHW), *grid.image):
+            want, got = (len(image_BCHW), *grid.image), tuple(labels_BHW.shape)
+            raise ShapeError(f"loss: labels must be as large as the pictures, {want}, got {got}")
+        main, *aux = (
+            segmentation_loss(
+                logits_BKhw,
+                labels_BHW,
+                size=self.resize_size(grid),
+                align_corners=self.spec.align_corners,
+                ignore_index=self.spec.ignore_index,
+                averaging=self.spec.loss_averaging,
+            )
+            for logits_BKhw in self.all_logits(image_BCHW)
+        )
+        return main + self.spec.aux_weight * torch.stack(aux).sum() if aux else main
+
+    def levels(self, image_BCHW: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        """What the heads read: tapped tokens [B, N, D], or with a neck its maps [B, C, h, w]; shallow to deep."""
+        taps = self.encoder(fit_to_grid(image_BCHW, grid), grid)
+        return taps if self.neck is None else self.neck(taps, grid)
+
+    def grid(self, image_BCHW: Tensor) -> Grid:
+        """Return the patches that a picture is seen as; the only place where sizes are worked out.
+
+        Raises: ShapeError for a picture that the model does not take.
+        """
+        spec = self.spec
+        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != spec.in_chans:
+            got = tuple(image_BCHW.shape)
+            raise ShapeError(f"{spec.name}: pictures must be [B, {spec.in_chans}, H, W], got {got}")
+        size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+        cover = Grid.covering if spec.fit == "pad" else Grid.inside
+        grid = cover(size, spec.patch_size)
+        if min(grid.h, grid.w) < 1:
+            raise ShapeError(f"{spec.name}: pictures must hold a patch of {spec.patch_size} pixels, got {size}")
+        if spec.pos_resize == "none" and (grid.h, grid.w) != spec.pos_grid:
+            want = (spec.pos_grid[0] * spec.patch_size, spec.pos_grid[1] * spec.patch_size)
+            raise ShapeError(
+                f"{spec.name}: pictures must be {want} pixels, got {size}; slide windows of that size, or load with "
+                "pos_resize='bilinear'"
+            )
+        return grid
+
+    def resize_size(self, grid: Grid) -> tuple[int, int]:
+        """Height and width that the last resize gives, before any crop."""
+        return grid.pixels if self.spec.resize_to == "padded" else grid.image
+
+    def predict(
+        self, image: Any, mode: str | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> np.ndarray:
+        """Class indices [H, W] at the picture's own size; image: path, PIL picture or uint8 RGB [H, W, 3]."""
+        from setr_fast.engine.options import InferenceConfig
+        from setr_fast.engine.predictor import predict
+
+        config = InferenceConfig(mode=mode or "auto", scales=tuple(scales), flip=flip)  # type: ignore[arg-type]
+        return predict(self, image, config)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder."""
+        from setr_fast.models.store import save_model
+
+        save_model(self, folder)
+
+
+def create_model(
+    name: str, num_classes: int, image_size: int | tuple[int, int] | None = None, **overrides: Any
+) -> SegmentationModel:
+    """Build a catalog model with random weights, in training mode.
+
+    The overrides are fields of ``ModelSpec``. The same torch seed gives the same weights.
+
+    Raises: ConfigError for an unknown name or option.
+    """
+    return SegmentationModel(model_spec(name, num_classes, image_size, **overrides))

@@ -1,0 +1,173 @@
+"""The package's own model folder: ``config.json`` (the spec) beside ``model.safetensors`` (the weights)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from setr_fast.errors import CheckpointError, ConfigError
+from setr_fast.files import atomic_folder
+from setr_fast.models.fields import nearest
+from setr_fast.models.model import SegmentationModel
+from setr_fast.models.spec import ModelSpec
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = "setr_fast"
+VERSION = 1
+_MAX_CONFIG_BYTES = 1 << 20
+_NAMED = 5  # keys that one message names
+
+
+def save_model(
+    model: SegmentationModel, folder: str | Path, extra_files: Mapping[str, str | bytes] | None = None
+) -> None:
+    """Write a model folder; a crash leaves the old folder or the new one, never a mixture.
+
+    ``extra_files`` (name to content) are written beside the weights.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target}: must be a folder, got a file; choose another name")
+    if target.is_dir() and any(target.iterdir()) and not (target / CONFIG_FILE).is_file():
+        # The folder is replaced as a whole: never at the price of files that are not ours.
+        raise CheckpointError(f"{target}: must be new, empty or a model folder, got other files; choose another name")
+    with atomic_folder(target) as temporary:
+        write_model(model, temporary)
+        for name, content in (extra_files or {}).items():
+            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_model(model: SegmentationModel, folder: Path) -> None:
+    """Write the two files of a model into an existing folder (an ``atomic_folder``, where it must not be half done)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(_config(model.spec), indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: str | Path, family: str | None = None, **overrides: Any) -> SegmentationModel:
+    """Read a model: eval mode, float32, CPU. The overrides are fields of ``ModelSpec``.
+
+    Raises: CheckpointError for a damaged file, ConfigError for a family that cannot be read.
+    """
+    if family not in (None, "native"):
+        raise ConfigError(f"load: family must be native, got {family!r}")
+    return load_model(path, **overrides)
+
+
+def load_model(folder: str | Path, **overrides: Any) -> SegmentationModel:
+    """Read a model folder: eval mode, float32, CPU. The overrides are fields of ``ModelSpec``.
+
+    Raises: CheckpointError with one line that names the file and what is wrong with it.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        kind = "a file" if path.exists() else "nothing"
+        raise CheckpointError(f"{path}: must be a model folder with {CONFIG_FILE} and {WEIGHTS_FILE}, got {kind}")
+    spec = read_spec(path / CONFIG_FILE, **overrides)
+    tensors = read_tensors(path / WEIGHTS_FILE)
+    return fill_model(spec, tensors, where=str(path / WEIGHTS_FILE))
+
+
+def read_spec(path: Path, **overrides: Any) -> ModelSpec:
+    """Read the spec of a model folder's ``config.json``."""
+    _present(path)
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{path}: must be at most {_MAX_CONFIG_BYTES} bytes, got {path.stat().st_size}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: must be JSON, got {_one_line(error)}; save the model again") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("spec"), dict):
+        raise CheckpointError(f"{path}: must be the config of a {FORMAT} model, got another; give its family")
+    if config.get("version") != VERSION:
+        found = config.get("version")
+        raise CheckpointError(f"{path}: format version must be {VERSION}, got {found!r}; update setr_fast")
+    try:
+        return ModelSpec.from_dict(config["spec"]).replace(**overrides)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file into memory of its own (no map of the file, which could change under us)."""
+    _present(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        size = os.path.getsize(path)
+        raise CheckpointError(
+            f"{path}: must be a whole safetensors file, got {size} bytes ({_one_line(error)}); copy or save it again"
+        ) from None
+
+
+def fill_model(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> SegmentationModel:
+    """Build the model of a spec from tensors, every one of which must fit: eval mode, float32, CPU.
+
+    Raises: CheckpointError for missing, extra, wrongly shaped or not finite tensors.
+    """
+    with torch.device("meta"):  # nothing is allocated before the shapes are known to agree
+        model = SegmentationModel(spec)
+    wanted = model.state_dict()
+    faults = _key_faults(wanted.keys(), tensors.keys())
+    faults += [
+        f"{name} must be {list(wanted[name].shape)}, got {list(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    faults += [
+        f"{name} must be {'floating point' if wanted[name].is_floating_point() else 'integer'}, got {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point()
+    ]
+    if not faults:
+        faults = [
+            f"{name} must be finite, got {int((~torch.isfinite(tensor)).sum())} NaN or infinite values"
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        ]
+    if faults:
+        more = f" (and {len(faults) - _NAMED} more)" if len(faults) > _NAMED else ""
+        raise CheckpointError(f"{where}: weights must fit the model {spec.name}: " + "; ".join(faults[:_NAMED]) + more)
+    state = {name: tensor.to("cpu", wanted[name].dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _key_faults(wanted: Any, got: Any) -> list[str]:
+    missing = [name for name in wanted if name not in got]
+    extra = [name for name in got if name not in wanted]
+    return [f"{name} is missing{nearest(name, extra)}" for name in missing] + [
+        f"{name} is not a tensor of this model{nearest(name, missing)}" for name in extra
+    ]
+
+
+def _config(spec: ModelSpec) -> dict[str, Any]:
+    names = spec.class_names or tuple(f"class {index}" for index in range(spec.num_classes))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "spec": spec.to_dict(),
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def _present(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: must be a file, got {'a folder' if path.exists() else 'nothing'}")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: must hold something, got 0 bytes; the copy or the save was cut off")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

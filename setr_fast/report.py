@@ -1,0 +1,55 @@
+"""What ``doctor`` says: versions, what was compiled, which backend each op would use here and why not the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+from setr_fast.ops import OPS, _native
+from setr_fast.ops._op import REFERENCE, Draw
+
+PACKAGES = ("torch", "triton", "xformers", "numpy", "pillow", "safetensors", "pybind11", "ninja")
+
+
+def doctor() -> str:
+    """Return the report as text."""
+    lines = [f"python {platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"]
+    lines += [f"  {name:12s} {_version(name)}" for name in PACKAGES]
+    if torch.cuda.is_available():
+        lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    else:
+        lines.append("GPU: none that torch can use")
+    lines += ["", "compiled extension:"]
+    info = _native.build_info()
+    lines += [f"  {key:18s} {value}" for key, value in info.items()] or [f"  none: {_native.reason()}"]
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
+        lines += ["", f"backends on {device} (* is used):"]
+        lines += [line for name in sorted(OPS) for line in _backends(name, device)]
+    return "\n".join(lines)
+
+
+def _backends(name: str, device: str) -> list[str]:
+    op = OPS[name]
+    args = next(iter(op.cases())).make(Draw.on(device))
+    chosen = op.choose(*args)
+    lines = [f"  {name}"]
+    marked = False
+    for backend in op.backends:
+        reasons = op.refusals(backend, *args)
+        star = "*" if backend.name == chosen and not reasons and not marked else " "
+        marked |= star == "*"
+        lines.append(f"   {star} {backend.name:12s} {backend.device or 'any':5s} {'; '.join(reasons) or 'serves'}")
+    lines.append(f"   {'*' if chosen == REFERENCE else ' '} {REFERENCE:12s} any   serves")
+    return lines
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "present" if importlib.util.find_spec(name) else "absent"

@@ -1,0 +1,122 @@
+"""From a configuration to a finished run: processes, run folder, checks before the first step, the closing line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from setr_fast.config import Config, to_dict, to_toml
+from setr_fast.data.check import verify
+from setr_fast.data.source import Source, open_source
+from setr_fast.data.transforms import TrainTransform
+from setr_fast.errors import BackendError, ConfigError
+from setr_fast.files import atomic_write
+from setr_fast.models.model import SegmentationModel, create_model
+from setr_fast.train import checkpoint
+from setr_fast.train.loop import Training, train
+from setr_fast.train.ranks import Ranks, joined
+
+
+def run(config: Config, argv: list[str]) -> int:
+    """Train as configured; start one process per GPU first where that was not done yet."""
+    processes = config.nproc or max(1, torch.cuda.device_count())
+    if "RANK" not in os.environ and processes > 1:
+        _start_processes(processes, config, argv)  # does not return
+    with joined(group=config.fsdp) as ranks:
+        run_dir = _run_folder(config, ranks)
+        scores = train(
+            _prepare(config, run_dir, ranks),
+            ranks,
+            fsdp=config.fsdp,
+            resume_from=_resume_point(config, run_dir),
+        )
+        if ranks.is_first:
+            print(f"mIoU {scores['mIoU']:.4f}  best mIoU {scores['best_mIoU']:.4f}  checkpoint {scores['checkpoint']}", flush=True)
+    return 0
+
+
+def _start_processes(processes: int, config: Config, argv: list[str]) -> None:
+    """Replace this process by torch's elastic launcher, which runs the same command in every rank."""
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise BackendError(f"nproc: must be at most {torch.cuda.device_count()}, the GPUs here, got {processes}")
+    run_dir = [] if config.run_dir else ["--run-dir", str(_default_run_dir(config))]  # one name for all ranks
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "setr_fast.train", *argv, *run_dir])
+
+
+def _prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:
+    """Open and verify the data, build the model, write the run's configuration."""
+    splits = [config.data.train_split, config.data.val_split]
+    if ranks.is_first:
+        verify(config.data, splits, level=config.data.check)
+    ranks.barrier()
+    sources = [open_source(config.data, split) for split in splits]
+    if sources[0].classes.names != sources[1].classes.names:
+        raise ConfigError("data: both splits must have the same classes")
+    model = _build(config, sources[0]).to(ranks.device)
+    plain = _build(config, sources[0]).to(ranks.device) if config.fsdp or config.train.ema else model
+    if config.model.start is not None and not config.resume:
+        checkpoint.start_weights(model, config.model.start)
+    if ranks.is_first and not config.resume:
+        atomic_write(run_dir / "config.toml", to_toml(config))
+    return Training(
+        model=model,
+        plain=plain,
+        train_source=sources[0],
+        val_source=sources[1],
+        optim=config.optim,
+        config=config.train,
+        inference=config.inference,
+        augment=TrainTransform(config.augment, model.spec.mean, model.spec.std),
+        workers=config.data.workers,
+        run_dir=run_dir,
+        settings=to_dict(config),
+    )
+
+
+def _build(config: Config, source: Source) -> SegmentationModel:
+    torch.manual_seed(config.train.seed)
+    classes = source.classes
+    return create_model(
+        config.model.name,
+        num_classes=classes.num_classes,
+        image_size=config.augment.crop,
+        class_names=classes.names,
+        palette=classes.palette,
+        **config.model.overrides(),
+    )
+
+
+def _run_folder(config: Config, ranks: Ranks) -> Path:
+    """Make the run folder; a run that is already there is neither overwritten nor mixed up with this one."""
+    if config.resume and config.run_dir is None:
+        raise ConfigError("resume: needs --run-dir, the folder of the run to go on with")
+    run_dir = config.run_dir or _default_run_dir(config)
+    if ranks.is_first:
+        try:
+            if not config.resume and (run_dir / "config.toml").exists():
+                raise ConfigError(f"run_dir: {run_dir} already holds a run; give --resume or another --run-dir")
+            run_dir.mkdir(parents=True, exist_ok=True)
+            for name in ("checkpoints", "overlays"):
+                (run_dir / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise BackendError(f"run_dir: {run_dir} cannot be written: {error.strerror}") from None
+    return run_dir
+
+
+def _resume_point(config: Config, run_dir: Path) -> Path | None:
+    if not config.resume:
+        return None
+    found = checkpoint.complete(run_dir / "checkpoints")
+    if not found:
+        raise ConfigError(f"resume: {run_dir} holds no complete checkpoint; start anew with another --run-dir")
+    return found[-1]
+
+
+def _default_run_dir(config: Config) -> Path:
+    data = config.data.root.resolve().name if config.data.root else "builtin"
+    return Path("runs") / f"{config.model.name}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,0 +1,260 @@
+"""The training loop: data in, steps, validation, checkpoints, pictures."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from setr_fast.data.loader import Batch, train_batches
+from setr_fast.data.source import Source
+from setr_fast.data.transforms import TrainTransform
+from setr_fast.engine.evaluator import evaluate
+from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.overlay import write_overlays
+from setr_fast.errors import SetrFastError
+from setr_fast.files import atomic_folder
+from setr_fast.models.model import SegmentationModel
+from setr_fast.models.store import write_model
+from setr_fast.train import checkpoint
+from setr_fast.train.average import Average
+from setr_fast.train.optimizer import build_optimizer, set_learning_rate
+from setr_fast.train.options import OptimConfig, TrainConfig
+from setr_fast.train.ranks import Ranks
+from setr_fast.train.reporter import Reporter
+
+
+@dataclass
+class Training:
+    """One run's parts; ``train`` moves it forward."""
+
+    model: SegmentationModel
+    plain: SegmentationModel
+    """Unsharded model that is validated and saved; the same object as ``model`` where nothing is sharded or averaged."""
+    train_source: Source
+    val_source: Source
+    optim: OptimConfig
+    config: TrainConfig
+    inference: InferenceConfig
+    augment: TrainTransform
+    workers: int
+    run_dir: Path
+    settings: dict[str, Any]
+    """The resolved configuration, as saved with every checkpoint."""
+
+
+class Interrupted(SetrFastError):
+    """A run was asked to stop; its state is saved."""
+
+    exit_code = 130
+
+
+def train(run: Training, ranks: Ranks, *, fsdp: bool, resume_from: Path | None) -> dict[str, Any]:
+    """Train to the last step and return the final scores with ``checkpoint``, the best model's folder."""
+    config, model = run.config, run.model
+    step_loss = shard(model, ranks) if fsdp else _replicate(model, ranks)
+    optimizer = build_optimizer(model, run.optim)
+    average = Average(model, config.ema) if config.ema else None
+    first_step, best = 0, -1.0
+    if resume_from is not None:
+        state, progress = checkpoint.read(resume_from)
+        checkpoint.restore(state, model, optimizer, average)
+        first_step, best = progress.step, progress.best_miou
+        del state
+
+    batches = train_batches(
+        run.train_source,
+        run.augment,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        last_step=config.steps,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        workers=run.workers,
+    )
+    reporter = Reporter(
+        run.run_dir,
+        steps=config.steps,
+        first_step=first_step,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        speaks=ranks.is_first,
+        tensorboard=config.tensorboard,
+    )
+    validate_every = config.validate_every or config.steps
+    save_every = config.save_every or validate_every
+    scores: dict[str, Any] = {}
+    with reporter, _stop_requests() as stop:
+        started = time.perf_counter()
+        for step, batch in enumerate(batches, first_step):
+            lr = set_learning_rate(optimizer, step, config.steps, run.optim)
+            torch.manual_seed(_mix(config.seed, step, ranks.rank))  # dropout: the same after a resume
+            loss = _step(model, step_loss, optimizer, batch, config, ranks)
+            if average is not None:
+                average.update(model, step)
+            done = step + 1
+            now = time.perf_counter()
+            reporter.step(done, loss, lr, now - started)
+            stopping = ranks.any(bool(stop))
+            validating = (done % validate_every == 0 or done == config.steps) and not stopping
+            saving = done % save_every == 0 or done == config.steps or stopping
+            if validating or saving:
+                state = checkpoint.gather(model, optimizer, average)
+                _load_plain(run, state, average, ranks)
+            if validating:
+                scores = _validate(run, ranks)
+                reporter.validation(done, scores)
+                if scores["mIoU"] > best and ranks.is_first:
+                    _save_best(run, scores, done)
+                best = max(best, scores["mIoU"])
+            if saving and ranks.is_first:
+                place = checkpoint.Progress(done, best, run.settings)
+                checkpoint.save(run.run_dir / "checkpoints", state, run.plain, place, keep=config.keep)
+            if stopping:
+                ranks.barrier()
+                raise Interrupted(
+                    f"stopped after step {done} of {config.steps}, state saved; "
+                    f"go on with: python -m setr_fast.train --run-dir {run.run_dir} --resume"
+                )
+            started = time.perf_counter()  # validation and saving are not training time
+    if not scores:  # resumed after the last step
+        scores = _validate(run, ranks)
+    return scores | {"best_mIoU": best, "checkpoint": str(run.run_dir / "best")}
+
+
+def shard(model: SegmentationModel, ranks: Ranks) -> nn.Module:
+    """Shard every encoder block, then the rest, over all ranks (FSDP2); return the module that gives the loss."""
+    mesh = torch.distributed.init_device_mesh(ranks.device.type, (ranks.world_size,))
+    for block in model.encoder.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for method in ("loss", "logits", "all_logits"):
+        register_fsdp_forward_method(model, method)
+    return _Loss(model)
+
+
+class _Loss(nn.Module):
+    """The loss as a forward pass, which is what DistributedDataParallel and autocast wrap."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_B3HW: Tensor, label_BHW: Tensor) -> Tensor:
+        return self.model.loss(image_B3HW, label_BHW)
+
+
+def _replicate(model: SegmentationModel, ranks: Ranks) -> nn.Module:
+    loss = _Loss(model)
+    return DistributedDataParallel(loss) if ranks.world_size > 1 else loss
+
+
+def _step(
+    model: SegmentationModel,
+    step_loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: TrainConfig,
+    ranks: Ranks,
+) -> float:
+    """Take one optimiser step and return the loss, averaged over parts and ranks."""
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    images = batch.image.to(ranks.device, non_blocking=True)
+    labels = batch.label.to(ranks.device, non_blocking=True)
+    parts = min(config.accumulate, len(images))
+    total = torch.zeros((), device=ranks.device)
+    autocast = torch.autocast(ranks.device.type, torch.bfloat16) if _bf16(config, ranks) else nullcontext()
+    for part in range(parts):
+        chosen = slice(part * len(images) // parts, (part + 1) * len(images) // parts)
+        share = (chosen.stop - chosen.start) / len(images)
+        with autocast:
+            loss = step_loss(images[chosen], labels[chosen]) * share
+        loss.backward()
+        total += loss.detach().float()
+    if config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    value = float(ranks.mean(total))
+    if not math.isfinite(value):
+        raise SetrFastError(
+            f"train: the loss is {value} on {', '.join(batch.names)}; the newest checkpoint is untouched, "
+            "lower --optim.lr or set --train.precision fp32"
+        )
+    optimizer.step()
+    return value
+
+
+def _bf16(config: TrainConfig, ranks: Ranks) -> bool:
+    if config.precision == "auto":
+        return has_fast_bf16(ranks.device)
+    return config.precision == "bf16"
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether this device multiplies bf16 matrices in hardware faster than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def _load_plain(run: Training, state: dict[str, Tensor], average: Average | None, ranks: Ranks) -> None:
+    """Bring the unsharded model up to date: averaged weights where there are any, batch statistics over all ranks."""
+    kind = "weights" if average is None else "average"
+    with torch.no_grad():
+        for name, parameter in run.plain.named_parameters():
+            if run.plain is not run.model:
+                parameter.copy_(state[f"{kind}/{name}"])
+        for name, buffer in run.plain.named_buffers():
+            value = state[f"buffers/{name}"].to(buffer.device)
+            buffer.copy_(ranks.mean(value) if value.is_floating_point() else value)
+
+
+def _validate(run: Training, ranks: Ranks) -> dict[str, Any]:
+    scores = evaluate(run.plain, run.val_source, run.inference, rank=ranks.rank, world_size=ranks.world_size)
+    return scores.as_dict(run.val_source.classes.names)
+
+
+def _save_best(run: Training, scores: dict[str, Any], step: int) -> None:
+    import json
+
+    with atomic_folder(run.run_dir / "best") as folder:
+        write_model(run.plain, folder)
+        (folder / "scores.json").write_text(json.dumps({"step": step, **scores}, indent=2))
+    write_overlays(run.plain, run.val_source, run.inference, run.run_dir / "overlays", count=run.config.overlays)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM; the loop looks after every step. A second signal interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """Return one 63-bit seed for (seed, step, rank); neighbours differ in about half their bits."""
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
+    value ^= value >> 31
+    return (value * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1

@@ -1,0 +1,81 @@
+"""Options of training. Imports nothing heavy: ``--help`` reads this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from setr_fast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and learning-rate schedule: poly decay per step, linear warm-up before it."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser; the published SETR and Segmenter recipes use sgd."""
+    lr: float = 1e-3
+    """Learning rate of the encoder after warm-up."""
+    head_lr_multiplier: float = 1.0
+    """Learning rate of the heads as a multiple of the encoder's (published SETR: 10)."""
+    min_lr: float = 1e-5
+    """Learning rate that the schedule ends with."""
+    power: float = 0.9
+    """Exponent of the poly schedule."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.05
+    """Weight decay of matrices and convolution kernels."""
+    decay_all: bool = False
+    """Decay norms, biases, position and class embeddings too, as the published recipes would."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov momentum (official Segmenter)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Averaging factors of adamw."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.min_lr < 0 or self.head_lr_multiplier <= 0:
+            raise ConfigError(f"optim: lr and head_lr_multiplier must be positive, got {self.lr}, {self.head_lr_multiplier}")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"optim.warmup_steps: must be 0 or more, got {self.warmup_steps}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 300
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Samples per optimiser step over all processes."""
+    accumulate: int = 1
+    """Parts in which each process works through its share of the batch; memory falls, results stay."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient; 0: not clipped."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: autocast; auto: bf16 where the machine multiplies it in hardware."""
+    ema: float = 0.0
+    """Decay of the averaged weights that are validated and saved; 0: none."""
+    seed: int = 0
+    """Seed of weights, sample order, augmentation and dropout."""
+    validate_every: int = 0
+    """Steps between validations; 0: only at the end."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: with every validation."""
+    keep: int = 2
+    """Checkpoints that are kept, the newest first."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    overlays: int = 6
+    """Validation pictures that are drawn with their prediction."""
+    tensorboard: bool = False
+    """Write TensorBoard events as well (pip install 'setr_fast[tensorboard]')."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}: must be 1 or more, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"train.ema: must lie in [0, 1), got {self.ema}")

@@ -1,0 +1,48 @@
+"""Fixtures every test may use: the shared folder of real data, seeds, one thread per process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("SETR_FAST_SHARED", REPOSITORY.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real pictures and recorded outputs; tests skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("no shared data folder; set SETR_FAST_SHARED to run this test")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU, with the reason, where there is none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the op x backend pairs that nothing exercised: green must not overstate."""
+    import sys
+
+    registry = next((m for name, m in sys.modules.items() if name.endswith("test_registry") and hasattr(m, "exercised")), None)
+    if registry is None:
+        return
+    declared = {(op.name, b.name, b.device) for op in registry.OPS.values() for b in op.backends}
+    idle = sorted(f"{o}/{b} on {d}" for o, b, d in declared if (o, b) not in registry.exercised or (d == "cuda" and not torch.cuda.is_available()))
+    if idle:
+        terminalreporter.write_line(f"not exercised in this run: {', '.join(idle)}")

@@ -1,0 +1,88 @@
+"""Who may import whom inside the package; the table is the rule."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "setr_fast"
+BASE = {"errors", "shapes", "files"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "shapes": set(),
+    "files": set(),
+    "ops": BASE | {"ops"},
+    "nn": BASE | {"ops", "nn"},
+    "loss": BASE | {"ops"},
+    "metrics": BASE | {"ops"},
+    "models": BASE | {"ops", "nn", "loss", "models"},
+    "data": BASE | {"ops", "data"},
+    "engine": BASE | {"ops", "data", "models", "metrics", "loss", "engine"},
+    "train": BASE | {"ops", "data", "models", "metrics", "loss", "engine", "train", "config"},
+    "config": BASE | {"data", "models", "train", "engine"},
+}
+FREE = {"cli", "report", "__init__", "__main__", "eval", "predict", "doctor"}
+EXCEPTIONS = {("models/model.py", "engine")}  # SegmentationModel.predict hands itself to the predictor
+LIGHT = ["cli.py", "config.py", "errors.py", "models/catalog.py", "models/spec.py", *(f"{p}/options.py" for p in ("data", "models", "engine", "train"))]
+
+
+def _modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if "kernels" not in p.relative_to(PACKAGE).parts)
+
+
+def _imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "setr_fast":
+                found |= {f"setr_fast.{a.name}" for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_module_imports_only_the_rooms_below_it(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    if room in FREE or relative.name == "__main__.py":
+        return
+    assert room in ALLOWED, f"{relative}: a new room; add it to the table in this test and to CONTRIBUTING.md"
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] != "setr_fast" or len(parts) == 1:
+            continue
+        target = parts[1]
+        allowed = target in ALLOWED[room] or (str(relative), target) in EXCEPTIONS or target == "__version__"
+        assert allowed, f"{relative} imports setr_fast.{target}; {room} may import {sorted(ALLOWED[room])}"
+
+
+def test_a_forbidden_import_is_seen() -> None:
+    assert "setr_fast.models.model" in _imports(PACKAGE / "train" / "loop.py")
+    assert "models" not in ALLOWED["data"]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_help_reads_imports_no_torch_or_numpy(name: str) -> None:
+    heavy = {m.split(".")[0] for m in _imports(PACKAGE / name, top_level_only=True)} & {"torch", "numpy", "PIL", "rich"}
+    assert not heavy
+
+
+def test_kernels_and_cuda_sources_know_nothing_of_the_package() -> None:
+    root = PACKAGE.parent
+    for path in (root / "kernels").glob("*.py"):
+        assert not any(m.split(".")[0] == "setr_fast" for m in _imports(path)), path
+    for path in (root / "csrc" / "cuda").glob("*.cu"):
+        assert "#include <torch" not in path.read_text(), f"{path}: kernels are compiled without torch"
+
+
+def test_kernels_folder_is_a_namespace_reached_through_the_package() -> None:
+    link = PACKAGE / "kernels"
+    assert link.is_symlink()
+    assert link.resolve() == PACKAGE.parent / "kernels"
+    assert not (PACKAGE.parent / "kernels" / "__init__.py").exists(), "it would shadow other packages named kernels"

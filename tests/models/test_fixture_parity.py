@@ -1,0 +1,204 @@
+"""Parity with recorded outputs of the published code bases: features, logits, losses, gradients, statistics.
+
+Everything is reached through the switches of ModelSpec. Tolerances: ten times the recorded rounding error of
+the peer (float32 against float64), at most 1e-4.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fixture_maps
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from setr_fast.errors import ShapeError
+from setr_fast.models.model import SegmentationModel
+from setr_fast.models.store import fill_model
+from setr_fast.nn.conv import resize
+from setr_fast.nn.embed import fit_to_grid, tokens_to_map
+
+PUBLISHED = ("setr-official", "mmseg-setr", "paddleseg-setr", "paddlevit-setr")
+SETR = [f"{source}-{head}" for source in PUBLISHED for head in ("naive", "pup", "mla")]
+SEGMENTER = [f"{source}-{head}" for source in ("mmseg-segmenter", "segmenter", "paddleseg-segmenter") for head in ("linear", "mask")]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One recorded model: its description, its arrays and its weights in our layout."""
+
+    config: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    weights: dict[str, Tensor]
+
+    def model(self, **changes: Any) -> SegmentationModel:
+        spec = fixture_maps.spec_of(self.config).replace(**changes)
+        return fill_model(spec, self.weights, where=self.config["variant"])
+
+    def tensor(self, name: str) -> Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+    def tolerance(self, name: str) -> float:
+        """Ten times the peer's own rounding error, at most 1e-4."""
+        return min(10 * self.config["f32_minus_f64_max_abs"]["case0"][name], 1e-4)
+
+    def check(self, got: Tensor, name: str) -> None:
+        want = self.tensor(name)
+        assert got.shape == want.shape, name
+        error = (got - want).abs().max().item()
+        assert error <= self.tolerance(name), f"{name}: error {error:.2e}, allowed {self.tolerance(name):.2e}"
+
+
+@functools.cache
+def _read(folder: Path) -> Recorded:
+    config = json.loads((folder / "config.json").read_text())
+    with np.load(folder / config["data"], allow_pickle=False) as data:
+        arrays = {name: data[name] for name in data.files}
+    with torch.device("meta"):
+        wanted = SegmentationModel(fixture_maps.spec_of(config)).state_dict()
+    source = fixture_maps.read_weights(folder / config["weights"])
+    return Recorded(config, arrays, fixture_maps.convert(config, source, wanted))
+
+
+@pytest.fixture
+def recorded(request: pytest.FixtureRequest, shared: Path) -> Recorded:
+    return _read(shared / "fixtures" / "parity" / request.param)
+
+
+every = pytest.mark.parametrize("recorded", SETR + SEGMENTER, indirect=True)
+
+
+@every
+def test_features_match_the_peer(recorded: Recorded) -> None:
+    model, image = recorded.model(), recorded.tensor("input")
+    grid = model.grid(image)
+    with torch.no_grad():
+        taps = model.encoder(fit_to_grid(image, grid), grid)
+        levels = model.levels(image, grid)
+    features = [n for n in recorded.arrays if re.fullmatch(r"feat\d", n)]
+    for name in features:
+        tap = taps[int(name[4:])]
+        recorded.check(tokens_to_map(tap, grid) if recorded.arrays[name].ndim == 4 else tap, name)
+    for name in (n for n in recorded.arrays if re.fullmatch(r"neck\d", n)):
+        order = levels[::-1] if recorded.config["family"] == "mmseg" else levels
+        recorded.check(order[int(name[4:])], name)
+    if "tokens" in recorded.arrays:
+        want = recorded.tensor("tokens")[:, model.spec.leading_tokens :]
+        assert (taps[-1] - want).abs().max() <= recorded.tolerance("tokens")
+    assert features or "tokens" in recorded.arrays
+
+
+@every
+def test_logits_match_the_peer(recorded: Recorded) -> None:
+    model, image = recorded.model(), recorded.tensor("input")
+    with torch.no_grad():
+        main, *aux = model.all_logits(image)
+        recorded.check(main, "logits_low")
+        recorded.check(model.logits(image), "logits_low")
+        recorded.check(model(image), "logits")
+    names = [n for n in recorded.arrays if re.fullmatch(r"aux\d_logits_low", n)]
+    assert len(aux) == len(names)
+    for index, logits in enumerate(aux):
+        recorded.check(logits, f"aux{index}_logits_low")
+        if f"aux{index}_logits" in recorded.arrays:
+            full = resize(logits, (image.shape[-2], image.shape[-1]), model.spec.align_corners)
+            recorded.check(full, f"aux{index}_logits")
+
+
+@every
+def test_logits_in_float64_are_closer_than_the_peers_rounding(recorded: Recorded) -> None:
+    model = recorded.model().double()
+    with torch.no_grad():
+        error = (model.logits(recorded.tensor("input").double()) - recorded.tensor("logits_low_f64")).abs().max()
+    # Paddle holds epsilons and the ratios of bilinear upsampling in float32 even then.
+    assert error <= (1e-6 if recorded.config["family"].startswith("paddle") else 1e-9), float(error)
+
+
+@every
+def test_training_step_matches_the_peer(recorded: Recorded) -> None:
+    model = recorded.model().train()
+    loss = model.loss(recorded.tensor("input"), recorded.tensor("labels"))
+    loss.backward()
+    assert loss.item() == pytest.approx(float(recorded.arrays["train.loss_total"]), rel=1e-5)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    seen = set()
+    for key, want in zip(recorded.arrays["train.grad_names"], recorded.arrays["train.grad_norms"], strict=True):
+        name = fixture_maps.target_name(recorded.config, str(key))
+        if name is None:
+            continue
+        seen.add(name)
+        got = 0.0 if gradients[name] is None else gradients[name].norm().item()
+        # Biases that batch statistics cancel have no gradient but rounding noise.
+        noise = 1e-5 if _cancelled(model, name) else 0.0
+        assert got == pytest.approx(float(want), rel=1e-3, abs=noise), key
+    assert seen == gradients.keys()
+    _check_gradients(recorded, gradients)
+    _check_statistics(recorded, model)
+
+
+def _cancelled(model: SegmentationModel, name: str) -> bool:
+    """Biases of a convolution in front of a batch norm, and of a LayerNorm in front of a 1x1 one and a batch norm."""
+    if name.endswith("conv.bias"):
+        return True
+    one_by_one = model.spec.head == "naive" or model.spec.head == "mla"
+    return one_by_one and bool(re.fullmatch(r"(head\.norm|aux_heads\.\d\.norm|neck\.norms\.\d)\.bias", name))
+
+
+def _check_gradients(recorded: Recorded, gradients: dict[str, Tensor | None]) -> None:
+    for key in (k for k in recorded.arrays if k.startswith("train.grad.")):
+        name = fixture_maps.target_name(recorded.config, key.removeprefix("train.grad."))
+        want = recorded.tensor(key)
+        gradient = gradients[name]
+        got = torch.zeros_like(want) if gradient is None else gradient.reshape(want.shape)
+        scale = want.abs().max().item()
+        assert (got - want).abs().max().item() <= 1e-3 * scale + 1e-9, key
+
+
+def _check_statistics(recorded: Recorded, model: SegmentationModel) -> None:
+    state = model.state_dict()
+    for key in (k for k in recorded.arrays if k.startswith("train.after.")):
+        name = fixture_maps.target_name(recorded.config, key.removeprefix("train.after."))
+        got = state[name]
+        if key.endswith("._variance"):
+            # Paddle's running variance takes the biased variance of the batch, torch's the unbiased one. The first
+            # batch norm of a branch, as all recorded ones are, sees one value per patch.
+            count = len(recorded.arrays["input"]) * recorded.arrays["feat0"].shape[1]
+            old = 0.9 * recorded.weights[name]
+            got = old + (got - old) * (count - 1) / count
+        torch.testing.assert_close(got, recorded.tensor(key), rtol=1e-4, atol=1e-5, msg=key)
+
+
+WRONG = {
+    "LayerNorm eps 1e-5": lambda spec: {"layer_norm_eps": 1e-5, "head_norm_eps": 1e-5},
+    "LayerNorm eps 1e-5 in the backbone": lambda spec: {"layer_norm_eps": 1e-5},
+    "LayerNorm eps 1e-5 in the head": lambda spec: {"head_norm_eps": 1e-5},
+    "align_corners inverted inside the head": lambda spec: {"head_align_corners": not spec.head_align_corners},
+    "LayerNorm eps 1e-6 in the decoder": lambda spec: {"decoder_layer_norm_eps": 1e-6, "decoder_norm_eps": 1e-6},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("recorded", ["setr-official-pup", "mmseg-setr-mla", "paddleseg-setr-naive", "segmenter-mask"], indirect=True)
+def test_a_wrong_switch_changes_the_logits_as_much_as_in_the_peer(recorded: Recorded, wrong: str) -> None:
+    expected = recorded.config["wrong_choice_max_abs_change_of_logits_low"].get(wrong)
+    if expected is None:
+        pytest.skip("the peer was not recorded with this change")
+    model = recorded.model()
+    changed = recorded.model(**WRONG[wrong](model.spec))
+    with torch.no_grad():
+        image = recorded.tensor("input")
+        difference = (changed.logits(image) - model.logits(image)).abs().max().item()
+    assert 0.5 * expected < difference < 2 * expected
+
+
+@pytest.mark.parametrize("recorded", ["setr-official-pup", "paddlevit-setr-mla"], indirect=True)
+def test_a_fixed_position_table_refuses_other_sizes(recorded: Recorded) -> None:
+    with pytest.raises(ShapeError, match="pictures must be"):
+        recorded.model()(torch.zeros(1, 3, 96, 64))
