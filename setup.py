@@ -84,17 +84,29 @@ def compile_part(part: str, output: Path, **variables: str) -> Path:
     return output
 
 
+def install(folder: Path, *libraries: Path) -> None:
+    """Put the libraries into the package folder and remove those of an earlier build that are not among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for library in libraries:
+        fresh = folder / f".{library.name}.new"  # never write into a file that a running process has mapped
+        shutil.copy2(library, fresh)
+        os.replace(fresh, folder / library.name)
+    wanted = {library.name for library in libraries}
+    for stale in (*folder.glob("_native.*.so"), folder / CUDA_LIBRARY):
+        if stale.name not in wanted:
+            stale.unlink(missing_ok=True)
+
+
 class BuildNative(build_ext):
     """Builds setr_fast/_native and, where nvcc exists, setr_fast/_cuda.so beside it."""
 
     def run(self) -> None:
         """Compile as SETR_FAST_NATIVE says; in auto mode a failure costs the extension, not the installation."""
         here = ROOT / "setr_fast" if self.inplace or self.editable_mode else Path(self.build_lib, "setr_fast").resolve()
-        for stale in (*here.glob("_native.*.so"), here / CUDA_LIBRARY):
-            stale.unlink(missing_ok=True)
         mode = native_mode()
         if mode == "off":
             say("SETR_FAST_NATIVE=off: no extension, all ops run on PyTorch")
+            install(here)
             return
         build = Path(self.build_temp).resolve()
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
@@ -110,10 +122,9 @@ class BuildNative(build_ext):
             if mode == "require":
                 raise SystemExit(f"setr_fast: SETR_FAST_NATIVE=require, but {error}") from error
             say(f"no extension, all ops run on PyTorch: {error}")
+            install(here)
             return
-        here.mkdir(parents=True, exist_ok=True)
-        for library in filter(None, (cuda, module)):
-            shutil.copy2(library, here / library.name)
+        install(here, module, *filter(None, [cuda]))
 
     def build_cuda(self, output: Path, required: bool) -> tuple[Path | None, str]:
         """Compile the CUDA library; return it and the architectures it holds, or None."""

@@ -16,14 +16,10 @@ std::map<std::string, std::string> build_info() {
   char target[19];
   std::snprintf(target, sizeof(target), "0x%016llx", static_cast<unsigned long long>(TORCH_TARGET_VERSION));
   return {
-      {"version", SETR_FAST_VERSION},
-      {"compiler", SETR_FAST_COMPILER},
-      {"flags", SETR_FAST_FLAGS},
-      {"torch_headers", TORCH_VERSION},
-      {"torch_target", target},
-      {"cpu_variants", SETR_FAST_VARIANT_NAMES},
-      {"cuda", SETR_FAST_CUDA},
-      {"cuda_archs", SETR_FAST_CUDA_ARCHS},
+      {"version", SETR_FAST_VERSION}, {"compiler", SETR_FAST_COMPILER},
+      {"flags", SETR_FAST_FLAGS},     {"torch_headers", TORCH_VERSION},
+      {"torch_target", target},       {"cpu_variants", SETR_FAST_VARIANT_NAMES},
+      {"cuda", SETR_FAST_CUDA},       {"cuda_archs", SETR_FAST_CUDA_ARCHS},
   };
 }
 

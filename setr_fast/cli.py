@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import tyro
+
 from setr_fast.config import Config, read_config, recipe_path
 from setr_fast.data.options import DataConfig
 from setr_fast.engine.options import InferenceConfig
@@ -91,24 +93,23 @@ def _train_defaults(argv: list[str]) -> TrainArguments:
 # ---- eval and predict ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class EvalArguments:
+    """Score a model on a folder of pictures and masks."""
+
+    checkpoint: Path
+    """Folder of a saved model, or a run folder (its best model)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
+    split: str = "val"
+    """Split that is scored."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
+    out: Path | None = None
+    """File for the result as JSON."""
+
+
 def _eval(argv: list[str]) -> int:
-    import tyro
-
-    @dataclass(frozen=True)
-    class EvalArguments:
-        """Score a model on a folder of pictures and masks."""
-
-        checkpoint: Path
-        """Folder of a saved model, or a run folder (its best model)."""
-        data: DataConfig = field(default_factory=DataConfig)
-        inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
-        split: str = "val"
-        """Split that is scored."""
-        device: str | None = None
-        """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
-        out: Path | None = None
-        """File for the result as JSON."""
-
     a = _parse(EvalArguments, argv, "eval")
     from setr_fast.engine.commands import eval_command
 
@@ -116,23 +117,22 @@ def _eval(argv: list[str]) -> int:
     return EXIT_OK
 
 
+@dataclass(frozen=True)
+class PredictArguments:
+    """Write a class-index PNG and an overlay for each picture, at the picture's own size."""
+
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, folders of pictures, videos."""
+    checkpoint: Path
+    """Folder of a saved model, or a run folder (its best model)."""
+    out: Path
+    """Folder for the results."""
+    inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
+    device: str | None = None
+    """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
+
+
 def _predict(argv: list[str]) -> int:
-    import tyro
-
-    @dataclass(frozen=True)
-    class PredictArguments:
-        """Write a class-index PNG and an overlay for each picture, at the picture's own size."""
-
-        inputs: tyro.conf.Positional[tuple[Path, ...]]
-        """Pictures, folders of pictures, videos."""
-        checkpoint: Path
-        """Folder of a saved model, or a run folder (its best model)."""
-        out: Path
-        """Folder for the results."""
-        inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
-        device: str | None = None
-        """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
-
     a = _parse(PredictArguments, argv, "predict")
     if not a.inputs:
         raise ConfigError("predict: needs at least one picture, folder or video; see --help")
@@ -213,8 +213,6 @@ def _overview() -> str:
 
 
 def _parse(kind: type[T], argv: list[str], verb: str, default: T | None = None) -> T:
-    import tyro
-
     expanded: list[str] = []
     for argument in argv:
         if expanded and expanded[-1] in LISTS and "," in argument:

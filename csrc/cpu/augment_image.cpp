@@ -109,7 +109,7 @@ struct Colour {
   const uint8_t* pre;         // [256] or null
   const uint8_t* saturation;  // [256] or null
   int64_t hue;
-  const uint8_t* post;      // [256] or null
+  const uint8_t* post;     // [256] or null
   const float* normalise;  // [3, 256]
 };
 

@@ -1,6 +1,8 @@
 // A label map's training crop in one pass: nearest resize, crop, flip, id table, padding. Bound by memory.
 #include <algorithm>
 #include <optional>
+#include <string>
+#include <utility>
 
 #include "../bindings.h"
 #include "../checks.h"
@@ -41,8 +43,7 @@ bool augment(const T* label, Size source, Size size, Size offset, Size crop, boo
 
 template <class T>
 py::array augment_label(const Packed<T>& label, Size size, Size offset, Size crop, bool flip,
-                        const std::optional<Packed<uint8_t>>& table, int64_t fill,
-                        std::optional<Packed<uint8_t>> out) {
+                        const std::optional<Packed<uint8_t>>& table, int64_t fill, std::optional<Packed<uint8_t>> out) {
   check(label.ndim() == 2, "augment_label: label must be [H, W], got ", label.ndim(), " dimensions");
   check(fill >= 0 && fill <= 255, "augment_label: fill must be 0 to 255, got ", fill);
   check(!table || (table->ndim() == 1 && (table->shape(0) == 256 || table->shape(0) == 65536)),
@@ -67,18 +68,24 @@ py::array augment_label(const Packed<T>& label, Size size, Size offset, Size cro
   return *out;
 }
 
-template <class T>
-void bind_for(py::module_& m) {
-  m.def("augment_label", &augment_label<T>, py::arg("label").noconvert(), py::arg("size"), py::arg("offset"),
-        py::arg("crop"), py::arg("flip"), py::arg("table").none(true), py::arg("fill"),
-        py::arg("out").noconvert() = py::none(),
-        "Resize, crop, flip and translate ids; see setr_fast.ops.augment_label. `out` is written in place.");
+py::array augment_any_label(const py::array& label, Size size, Size offset, Size crop, bool flip,
+                            const std::optional<Packed<uint8_t>>& table, int64_t fill,
+                            std::optional<Packed<uint8_t>> out) {
+  if (py::isinstance<py::array_t<uint8_t>>(label)) {
+    return augment_label<uint8_t>(label, size, offset, crop, flip, table, fill, std::move(out));
+  }
+  if (py::isinstance<py::array_t<uint16_t>>(label)) {
+    return augment_label<uint16_t>(label, size, offset, crop, flip, table, fill, std::move(out));
+  }
+  check(py::isinstance<py::array_t<int32_t>>(label), "augment_label: label must be uint8, uint16 or int32, got ",
+        std::string(py::str(label.dtype())));
+  return augment_label<int32_t>(label, size, offset, crop, flip, table, fill, std::move(out));
 }
 
 const Binding binding([](py::module_& m) {
-  bind_for<uint8_t>(m);
-  bind_for<uint16_t>(m);
-  bind_for<int32_t>(m);
+  m.def("augment_label", &augment_any_label, py::arg("label"), py::arg("size"), py::arg("offset"), py::arg("crop"),
+        py::arg("flip"), py::arg("table").none(true), py::arg("fill"), py::arg("out").noconvert() = py::none(),
+        "Resize, crop, flip and translate ids; see setr_fast.ops.augment_label. `out` is written in place.");
 });
 
 }  // namespace

@@ -41,7 +41,7 @@ inline double scale_of(int64_t source, int64_t out) {
 }
 
 struct LinearAxis {
-  std::vector<int32_t> low, high;              // the two source pixels
+  std::vector<int32_t> low, high;                // the two source pixels
   std::vector<int16_t> low_weight, high_weight;  // in 1/2048
 };
 

@@ -19,8 +19,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kMaxClasses = 4096;                   // 128 MiB of counts; beyond is a mistake of the caller
-constexpr int64_t kGrain = 1 << 15;                     // pixels that pay for waking a thread
+constexpr int64_t kMaxClasses = 4096;                    // 128 MiB of counts; beyond is a mistake of the caller
+constexpr int64_t kGrain = 1 << 15;                      // pixels that pay for waking a thread
 constexpr int64_t kHistogramBytes = int64_t{256} << 20;  // all threads together
 
 struct Illegal {
@@ -60,7 +60,8 @@ void count_all(const Tensor& prediction, const Tensor& labels, int64_t classes, 
   const auto* truth = static_cast<const L*>(labels.const_data_ptr());
   const int64_t pixels = labels.numel();
   const int64_t cells = classes * classes;
-  const int64_t affordable = std::max<int64_t>(1, kHistogramBytes / (2 * cells * static_cast<int64_t>(sizeof(int64_t))));
+  const int64_t affordable =
+      std::max<int64_t>(1, kHistogramBytes / (2 * cells * static_cast<int64_t>(sizeof(int64_t))));
   const int64_t wanted = std::min<int64_t>(torch::stable::get_num_threads(), (pixels + kGrain - 1) / kGrain);
   const int64_t shares = std::clamp<int64_t>(wanted, 1, affordable);
   std::vector<int64_t> bins(shares * 2 * cells);

@@ -1,4 +1,5 @@
-// Registers the CUDA confusion matrix: checks, stream, launch, and the error for an illegal id. UNMEASURED, see the .cu.
+// Registers the CUDA confusion matrix: checks, stream, launch, and the error for an illegal id. UNMEASURED, see the
+// .cu.
 #include "confusion_matrix.h"
 
 #include <torch/csrc/stable/accelerator.h>
@@ -32,9 +33,7 @@ Tensor readable(const char* what, const Tensor& tensor) {
   }
 }
 
-IndexMap index_map(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), static_cast<int>(tensor.element_size())};
-}
+IndexMap index_map(const Tensor& tensor) { return {tensor.const_data_ptr(), static_cast<int>(tensor.element_size())}; }
 
 Tensor confusion_matrix(const Tensor prediction, const Tensor labels, int64_t num_classes, int64_t ignore_index) {
   check(num_classes >= 1 && num_classes <= kMaxClasses, "confusion_matrix: num_classes must be 1 to ", kMaxClasses,
@@ -49,11 +48,10 @@ Tensor confusion_matrix(const Tensor prediction, const Tensor labels, int64_t nu
   Tensor notes = torch::stable::new_empty(labels, {2}, ScalarType::Long);
   notes = torch::stable::fill_(notes, static_cast<double>(kNoneIllegal));
   const cudaStream_t stream = current_stream(labels.get_device());
-  cuda_check("confusion_matrix",
-             launch_confusion_matrix(index_map(packed_prediction), index_map(packed_labels),
-                                     labels.numel(), num_classes, ignore_index,
-                                     static_cast<unsigned long long*>(counts.mutable_data_ptr()),
-                                     static_cast<IllegalIds*>(notes.mutable_data_ptr()), stream));
+  cuda_check("confusion_matrix", launch_confusion_matrix(index_map(packed_prediction), index_map(packed_labels),
+                                                         labels.numel(), num_classes, ignore_index,
+                                                         static_cast<unsigned long long*>(counts.mutable_data_ptr()),
+                                                         static_cast<IllegalIds*>(notes.mutable_data_ptr()), stream));
   // The copy waits for the kernel: an illegal id must be this call's error, not silence.
   IllegalIds found{};
   cuda_check("confusion_matrix",

@@ -10,9 +10,9 @@ namespace setr_fast {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocksPerProcessor = 4;                    // hides the latency of loads; few tables to add at the end
-constexpr int64_t kSharedBytes = 48 * 1024;               // what every card grants without opting in
-constexpr int64_t kPixelsPerBlock = int64_t{1} << 31;     // a 32-bit counter cannot overflow below this
+constexpr int kBlocksPerProcessor = 4;                 // hides the latency of loads; few tables to add at the end
+constexpr int64_t kSharedBytes = 48 * 1024;            // what every card grants without opting in
+constexpr int64_t kPixelsPerBlock = int64_t{1} << 31;  // a 32-bit counter cannot overflow below this
 
 template <class P, class L, bool kShared>
 __global__ void __launch_bounds__(kThreads)
@@ -93,7 +93,8 @@ cudaError_t launch_confusion_matrix(IndexMap prediction, IndexMap labels, int64_
                                     cudaStream_t stream) {
   if (pixels == 0) return cudaSuccess;
   const Launch launch{pixels, classes, ignore, counts, illegal, stream};
-  return with_ids(prediction, [&](const auto* p) { return with_ids(labels, [&](const auto* l) { return launch(p, l); }); });
+  return with_ids(prediction,
+                  [&](const auto* p) { return with_ids(labels, [&](const auto* l) { return launch(p, l); }); });
 }
 
 }  // namespace setr_fast

@@ -14,7 +14,7 @@ import csv
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from setr_fast.data.faults import Fault, FaultError, has_control, some
 from setr_fast.data.palette import RGB, default_palette
-from setr_fast.errors import ConfigError, DataError
+from setr_fast.errors import ConfigError
 
 IGNORED = 255
 """Training id of a pixel that carries no loss and no score."""
@@ -45,6 +45,8 @@ class ClassTable:
     """(id, colour) of ignored rows, for masks that hold colours."""
     coloured: bool = False
     """Whether the colours come from a file; made-up ones say nothing about masks."""
+    path: Path | None = field(default=None, compare=False)
+    """The file, for messages."""
 
     @classmethod
     def numbered(cls, count: int) -> ClassTable:
@@ -81,19 +83,19 @@ class ClassTable:
     def colour_ids(self) -> dict[RGB, int]:
         """Return the id that each colour stands for in a colour mask.
 
-        Raises: DataError if the table came without colours, or gives one colour to two ids.
+        Raises: FaultError if the table came without colours, or gives one colour to two ids.
         """
+        where = self.path or Path("class table")
         if not self.coloured:
-            raise DataError("class table: colours r, g, b must be given to read colour masks, got none; add them")
+            raise _fault(where, "colours r, g, b must be given to read colour masks, got none", "add them")
         rows = [*zip(self.palette, self.ids, self.names, strict=True)]
         rows += [(colour, value, f"ignored id {value}") for value, colour in self.ignored_colours]
         seen: dict[RGB, tuple[int, str]] = {}
         for colour, value, name in rows:
             if colour in seen:
-                raise DataError(
-                    f"class table: colours must differ to read colour masks, got {colour} for both "
-                    f"'{seen[colour][1]}' and '{name}'; give each its own colour"
-                )
+                both = f"'{seen[colour][1]}' and '{name}'"
+                rule = f"colours must differ to read colour masks, got {colour} for both {both}"
+                raise _fault(where, rule, "give each its own colour")
             seen[colour] = value, name
         return {colour: value for colour, (value, _) in seen.items()}
 
@@ -229,6 +231,7 @@ def _table(path: Path, rows: Rows) -> ClassTable:
         frozenset(value for value, _ in ignored),
         tuple(ignored) if coloured else (),
         coloured,
+        path,
     )
 
 
@@ -243,7 +246,7 @@ def _check_ids(path: Path, ids: list[int], listed: Mapping[int, str]) -> None:
     if missing:
         raise _fault(
             path,
-            f"ids must have no gap, got no row for id {some(missing)} below {listed[ids[-1]]}",
+            f"ids must have no gap, got no row for id {some(missing)}, though {listed[ids[-1]]} has id {ids[-1]}",
             "renumber the classes, or add the missing ids with ignore = 1",
         )
 

@@ -6,8 +6,8 @@ Pictures become 8-bit RGB, upright:
   alpha is dropped, the stored colour stays; CMYK is converted; of an animation the first frame counts;
   floating-point pictures are refused, because nothing says what 1.0 means.
 Masks become class ids as stored: palette masks give indices, never colours.
-A file that is cut or damaged anywhere is refused, also where only its last bytes are missing.
-Bytes after the end of a picture are ignored.
+A file that is cut is refused, also where only its last bytes are missing, and so is one whose damage shows (every
+byte of a PNG has a checksum; a JPEG has none). Bytes after the end of a picture are ignored.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin
-from PIL import TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from setr_fast.data.faults import Fault, FaultError, one_line
 from setr_fast.data.formats import HEAD_BYTES, PngHeader, Unusable, exif_orientation, read_png_header, sniff, webp_size
@@ -31,7 +39,7 @@ from setr_fast.data.formats import HEAD_BYTES, PngHeader, Unusable, exif_orienta
 MAX_PIXELS = 200_000_000
 
 _INDEX_MODES = {"P", "L", "1", "I", "I;16", "I;16L", "I;16B"}
-_TIFF_LOCK = threading.Lock()
+_WARNINGS_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ def _not_ids(mode: str) -> Unusable:
 def _check_mask(image: ImageFile.ImageFile, header: Header) -> None:
     if header.format in ("JPEG", "WEBP") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
         raise Unusable(
-            f"mask must be stored without loss, got {header.format}", "export the mask again, as PNG: its ids are blurred"
+            f"mask must be stored without loss, got {header.format}",
+            "export the mask again, as PNG: its ids are blurred",
         )
     if header.orientation != 1:
         raise Unusable(
@@ -199,7 +208,9 @@ def _opened(
 
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise Unusable("must be a file, got " + ("a folder" if path.is_dir() else "a device or a pipe"), "name a file")
+            raise Unusable(
+                "must be a file, got " + ("a folder" if path.is_dir() else "a device or a pipe"), "name a file"
+            )
         with _PictureFile(io.FileIO(path)) as file:
             head = file.read(HEAD_BYTES)
             kind = sniff(head)
@@ -208,7 +219,8 @@ def _opened(
                 accept(*webp_size(head))  # Pillow's reader allocates the canvas on opening
             file.seek(0)
             # Straight to the reader: Image.open would add Pillow's own size limit, a process-wide setting.
-            with _quiet() if kind == "TIFF" else nullcontext(), _READERS[kind](file) as image:
+            talkative = kind == "TIFF" or (png is not None and png.animated)
+            with _quiet() if talkative else nullcontext(), _READERS[kind](file) as image:
                 accept(*image.size)
                 if kind == "TIFF":  # Pillow turns these itself
                     orientation = 1
@@ -230,13 +242,15 @@ def _opened(
         raise refused("must fit into memory, got too large a picture", "cut it into tiles") from None
     except Exception as error:  # readers of foreign bytes raise nearly anything
         reason = one_line(str(error)) or type(error).__name__
-        raise refused(f"must be a complete, undamaged picture, got '{reason}'", "copy or download the file again") from None
+        raise refused(
+            f"must be a complete, undamaged picture, got '{reason}'", "copy or download the file again"
+        ) from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Pillow's warnings about TIFF tags from the user. Warning filters are process-wide, hence the lock."""
-    with _TIFF_LOCK, warnings.catch_warnings():
+    """Keep Pillow's warnings from the user. Their filters are process-wide, hence the lock, and only where needed."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -246,7 +260,9 @@ def _rgb(image: ImageFile.ImageFile, header: Header) -> np.ndarray:
     mode = image.mode
     if mode == "F" or (mode == "I" and header.format != "PNG"):
         kind = "floating-point" if mode == "F" else "32-bit"
-        raise Unusable(f"must have 8 or 16 bits per channel, got {kind} values", "scale it to 0..255 and save it as PNG")
+        raise Unusable(
+            f"must have 8 or 16 bits per channel, got {kind} values", "scale it to 0..255 and save it as PNG"
+        )
     if mode == "P":
         return _palette(image)[np.asarray(image)]
     if mode in ("PA", "RGBa", "La", "CMYK", "YCbCr", "LAB", "HSV"):

@@ -28,15 +28,17 @@ class Fault:
 class FaultError(DataError):
     """A DataError that still knows file, finding and remedy apart."""
 
-    def __init__(self, fault: Fault, more: int = 0) -> None:
-        rest = f" ({more} more like this; run `setr-fast data check DIR` to see all)" if more else ""
-        super().__init__(fault.line() + rest)
+    def __init__(self, fault: Fault, more: int = 0, root: Path | None = None) -> None:
+        count = "1 more fault" if more == 1 else f"{more} more faults"
+        rest = f" ({count}: run `setr-fast data check {root or 'DIR'}`)" if more else ""
+        super().__init__(fault.line() + one_line(rest))
         self.fault = fault
         self.more = more
+        self.root = root
 
-    def __reduce__(self) -> tuple[type[FaultError], tuple[Fault, int]]:
+    def __reduce__(self) -> tuple[type[FaultError], tuple[Fault, int, Path | None]]:
         # The default would hand the message to __init__: errors must survive the way out of a worker process.
-        return FaultError, (self.fault, self.more)
+        return FaultError, (self.fault, self.more, self.root)
 
 
 def one_line(text: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from setr_fast.data.faults import Fault, FaultError, some
-from setr_fast.data.layout import Layout, find_layout
+from setr_fast.data.layouts import Layout, find_layout
 from setr_fast.data.lists import Entry, is_picture_name, key_of, leads_outside, read_split_list, split_name
 
 Stems = Mapping[str, list[Path]]
@@ -48,7 +48,7 @@ def find_samples(root: Path, split: str, mask_suffix: str = "") -> list[Sample]:
     """
     scan = scan_split(root, split, mask_suffix)
     if scan.faults:
-        raise FaultError(scan.faults[0], more=len(scan.faults) - 1)
+        raise FaultError(scan.faults[0], len(scan.faults) - 1, Path(root))
     return scan.samples
 
 
@@ -127,7 +127,9 @@ def _pictures_in(folder: Path) -> list[Path]:
             # Broken links stay in: they are pictures that somebody forgot to fetch, and reading them says so.
             names = [entry.name for entry in entries if is_picture_name(entry.name) and not entry.is_dir()]
     except OSError as error:
-        raise FaultError(Fault(folder, f"folder must be readable, got '{error.strerror}'", "check its permissions")) from None
+        raise FaultError(
+            Fault(folder, f"folder must be readable, got '{error.strerror}'", "check its permissions")
+        ) from None
     return [folder / name for name in sorted(names)]
 
 
@@ -182,7 +184,9 @@ def list_images(inputs: Iterable[Path | str]) -> list[Path]:
             inside = _pictures_in(item)
             if not inside:
                 there = some(sorted(os.listdir(item)), 3) or "nothing"
-                raise FaultError(Fault(item, f"folder must hold pictures, got {there}", "name the files, or the right folder"))
+                raise FaultError(
+                    Fault(item, f"folder must hold pictures, got {there}", "name the files, or the right folder")
+                )
         elif os.path.lexists(item):
             inside = [item]
         else:

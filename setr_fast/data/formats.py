@@ -93,9 +93,10 @@ class PngHeader:
     bit_depth: int
     colour_type: int
     exif: bytes
+    animated: bool
 
 
-def read_png_header(file: BinaryIO, checksums: bool, accept: Callable[[int, int], None] = lambda w, h: None) -> PngHeader:
+def read_png_header(file: BinaryIO, checksums: bool, accept: Callable[[int, int], None]) -> PngHeader:
     """Walk the chunks of a PNG from its start to IEND; with ``checksums``, verify those that pixels depend on.
 
     Pillow does not look at the checksum of pixel data, and stops as soon as the last row is filled.
@@ -104,12 +105,12 @@ def read_png_header(file: BinaryIO, checksums: bool, accept: Callable[[int, int]
     """
     file.seek(8)
     header: tuple[int, int, int, int] | None = None
-    exif = b""
+    exif, animated = b"", False
     while True:
         start = file.tell()
         lead = file.read(8)
         if len(lead) < 8:
-            raise Unusable(f"must be a complete PNG, got the end of the file after {start + len(lead)} bytes")
+            raise _cut(file)
         length, kind = struct.unpack(">I4s", lead)
         if header is None and (kind != b"IHDR" or length != 13):
             raise Unusable("must be a PNG that starts with IHDR, got a damaged header")
@@ -122,6 +123,7 @@ def read_png_header(file: BinaryIO, checksums: bool, accept: Callable[[int, int]
         else:
             file.seek(length + 4, 1)
             body = b""
+        animated = animated or kind == b"acTL"
         if kind == b"IHDR":
             width, height, depth, colour = struct.unpack(">IIBB", body[:10])
             if width == 0 or height == 0:
@@ -132,7 +134,11 @@ def read_png_header(file: BinaryIO, checksums: bool, accept: Callable[[int, int]
             exif = body
         elif kind == b"IEND":
             assert header is not None
-            return PngHeader(*header, exif)
+            return PngHeader(*header, exif, animated)
+
+
+def _cut(file: BinaryIO) -> Unusable:
+    return Unusable(f"must be a complete PNG, got the end of the file after {file.seek(0, 2)} bytes")
 
 
 def _verified(file: BinaryIO, kind: bytes, length: int, start: int) -> bytes:
@@ -143,7 +149,7 @@ def _verified(file: BinaryIO, kind: bytes, length: int, start: int) -> bytes:
     while left:
         piece = file.read(min(left, 1 << 20))
         if not piece:
-            raise Unusable(f"must be a complete PNG, got the end of the file after {file.tell()} bytes")
+            raise _cut(file)
         checksum = zlib.crc32(piece, checksum)
         left -= len(piece)
         body = piece if length <= 1 << 10 else b""

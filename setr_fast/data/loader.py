@@ -201,4 +201,6 @@ def _from_workers(
             f"data: a worker process ended, {' '.join(str(error).split())}; fewer --data.workers need less memory"
         ) from error
     finally:
-        del batches  # ends the workers
+        end = getattr(batches, "_shutdown_workers", None)
+        if end is not None:
+            end()  # at once: a traceback (of Ctrl-C, say) may hold the iterator, whose end they would wait for

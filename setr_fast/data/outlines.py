@@ -83,15 +83,15 @@ def tent(draws: Draws, foot: float, middle: float, scale: float, light: float) -
         down = (y - top) * (1 / height)
         across = x - tip - (middle - tip) * down
         share = across / np.maximum(down, 0.02)
-        inside = (down > 0) & (down < 1) & (np.abs(share) < (width / 2))
-        fold = stripes((share * light > draws.uniform(-0.2, 0.2) * width).astype(np.float32), 2.0) * -18
+        inside = (down > 0) & (down < 1) & (np.abs(share) < width / 2)
+        lit = share * light > draws.uniform(-0.2, 0.2) * width
         if pattern == 1:
             mix = stripes(share, width / draws.integer(3, 7)) > 0
         elif pattern == 2:
             mix = np.broadcast_to(stripes(down, 1 / draws.integer(2, 4)) > 0, inside.shape)
         else:
             mix = np.zeros(inside.shape, bool)
-        return inside, mix.astype(np.float32), fold
+        return inside, mix.astype(np.float32), lit.astype(np.float32) * 36 - 18
 
     return Outline(top, foot, left, right, draw)
 
@@ -107,7 +107,7 @@ def pole(draws: Draws, foot: float, middle: float, scale: float, light: float) -
         across = (x - middle - (foot - y) * lean) * (2 / width)
         inside = (np.abs(across) < 1) & (y >= top) & (y < foot)
         mix = stripes(y, draws.uniform(1.5, 4) * width) > 0 if bands else np.zeros((1, 1), bool)
-        shade = (1 - np.abs(across + (0.4 * light))) * 25
+        shade = (1 - np.abs(across + 0.4 * light)) * 25
         return inside, np.broadcast_to(mix, inside.shape).astype(np.float32), shade
 
     return Outline(top, foot, middle - reach, middle + reach, draw)
@@ -126,11 +126,11 @@ def bush(draws: Draws, foot: float, middle: float, scale: float, light: float) -
     def draw(y: Plane, x: Plane) -> Surface:
         texture = leaves(draws, y.shape[0], x.shape[1], scale / 14)
         edge = texture * 0.006  # the outline is ragged where the leaves are
-        inside = np.zeros(texture.shape, bool)
+        inside: NDArray[np.bool_] = np.zeros(texture.shape, bool)
         for centre_y, centre_x, size in clumps:
             dy, dx = (y - centre_y) * (1 / size), (x - centre_x) * (1 / size)
             inside |= dy * dy + dx * dx < 1 + edge
-        slope = ((foot - radius) - y - (x - middle) * light) * (14 / radius)
+        slope = (foot - radius - y - (x - middle) * light) * (14 / radius)
         return inside, np.zeros_like(texture), texture + slope
 
     return Outline(top, foot, left, right, draw)

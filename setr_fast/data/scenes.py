@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from setr_fast.data.classes import ClassTable
+from setr_fast.data.classes import IGNORED, ClassTable
 from setr_fast.data.draws import Draws, philox, word
 from setr_fast.data.outlines import Outline, ball, building, bush, pole, tent
 from setr_fast.data.textures import Plane, clouds, grain, ripples, soil, value_noise
@@ -30,8 +30,6 @@ CLASSES = (
     ("pole", (250, 235, 60)),
     ("bush", (50, 140, 60)),
 )
-IGNORED = 255
-"""Label of the thin borders that some objects have: like a painted mask whose edges nobody is sure of."""
 
 _CACHE_BYTES = 96 * 2**20
 """Drawn scenes are kept where the whole set fits in this much memory."""
@@ -152,8 +150,7 @@ class _Canvas:
         if draws.chance(0.7):
             self._cover(below & self._lake(), WATER, ripples(draws, size, size, self.unit))
         if draws.chance(0.3):
-            ring = _ring(below, 1)
-            self.label[ring] = IGNORED
+            self.label[_ring(below, 1)] = IGNORED
 
     def _lake(self) -> NDArray[np.bool_]:
         """Return where water may be: a sea up to the horizon, or a pond."""
@@ -161,12 +158,11 @@ class _Canvas:
         depth = size - self.horizon
         if draws.chance(0.5):
             shore = value_noise(draws, 1, size, 1.0, size / draws.uniform(2, 6)) * (0.12 * depth)
-            shore = shore + (self.x - (size / 2)) * draws.uniform(-0.25, 0.25)
+            shore = shore + (self.x - size / 2) * draws.uniform(-0.25, 0.25)
             return self.y < shore + (self.horizon + draws.uniform(0.2, 0.75) * depth)
         centre_y, centre_x = self.horizon + draws.uniform(0.3, 0.9) * depth, draws.uniform(0, 1) * size
         radius_y, radius_x = draws.uniform(0.15, 0.4) * depth, draws.uniform(0.2, 0.5) * size
-        dy = (self.y - centre_y) * (1 / radius_y)
-        dx = (self.x - centre_x) * (1 / radius_x)
+        dy, dx = (self.y - centre_y) * (1 / radius_y), (self.x - centre_x) * (1 / radius_x)
         return dy * dy + dx * dx < 1
 
     def _cover(self, where: NDArray[np.bool_], kind: int, texture: Plane) -> None:
@@ -198,8 +194,12 @@ class _Canvas:
 
     def _shadow(self, outline: Outline) -> None:
         reach = (outline.right - outline.left) * 0.5
-        flat = Outline(outline.bottom - 0.22 * reach, outline.bottom + 0.22 * reach,
-                       outline.left - 0.35 * reach * (1 + self.light), outline.right + 0.35 * reach * (1 - self.light))
+        flat = Outline(
+            outline.bottom - 0.22 * reach,
+            outline.bottom + 0.22 * reach,
+            outline.left - 0.35 * reach * (1 + self.light),
+            outline.right + 0.35 * reach * (1 - self.light),
+        )
         box = self._box(flat, 1)
         if box is None:
             return
@@ -210,7 +210,7 @@ class _Canvas:
     def _paint(self, outline: Outline, kind: int, fade: float) -> None:
         """Paint an object: its two colours mixed by its pattern, its shading, the haze before it, its border."""
         draws = self.draws
-        border = draws.pick((4, 4, 2))
+        border = min(draws.pick((4, 4, 2)), 1 if self.size < 96 else 2)
         box = self._box(outline, 2)
         first, second = _colour(draws, kind), _colour(draws, kind)
         if box is None:
@@ -221,14 +221,14 @@ class _Canvas:
         np.copyto(self.image[:, box[0], box[1]], pixels, where=inside)
         label = self.label[box]
         label[inside] = kind
-        if border:
+        if border:  # as in painted masks, where nobody is sure of the edges
             label[_ring(inside, border)] = IGNORED
 
     def photograph(self) -> NDArray[np.uint8]:
         """Return the picture as a camera sees it [S, S, 3]: uneven light, colour cast, blur, noise, 8 bits."""
         draws, size = self.draws, self.size
         tilt_y, tilt_x = draws.uniform(-0.35, 0.35) / size, draws.uniform(-0.35, 0.35) / size
-        gain = (self.y - (size / 2)) * tilt_y + (self.x - (size / 2)) * tilt_x
+        gain = (self.y - size / 2) * tilt_y + (self.x - size / 2) * tilt_x
         gain += draws.uniform(0.75, 1.15)
         for channel in range(3):
             self.image[channel] *= gain * draws.uniform(0.9, 1.1)
@@ -240,12 +240,11 @@ class _Canvas:
 
 def _blurred(image: Plane) -> Plane:
     """Return the picture under a 3x3 binomial filter; its outermost pixels stay as they are."""
-    half = 0.5
     out = image.copy()
-    rows = (image[:-2] + image[2:]) * half
-    rows = (rows + image[1:-1]) * half
-    columns = (rows[:, :-2] + rows[:, 2:]) * half
-    out[1:-1, 1:-1] = (columns + rows[:, 1:-1]) * half
+    rows = (image[:-2] + image[2:]) * 0.5
+    rows = (rows + image[1:-1]) * 0.5
+    columns = (rows[:, :-2] + rows[:, 2:]) * 0.5
+    out[1:-1, 1:-1] = (columns + rows[:, 1:-1]) * 0.5
     return out
 
 

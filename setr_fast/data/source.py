@@ -18,7 +18,7 @@ from setr_fast.data.classes import MOST_CLASSES, ClassTable, find_class_table, r
 from setr_fast.data.decode import load_mask, read_image
 from setr_fast.data.faults import Fault, FaultError
 from setr_fast.data.folder import Sample, find_samples
-from setr_fast.data.layout import has_masks
+from setr_fast.data.layouts import has_masks
 from setr_fast.data.masks import MaskReader, histogram
 from setr_fast.data.options import DataConfig
 from setr_fast.errors import ConfigError
@@ -32,8 +32,11 @@ THREADS = 4
 class Source(Protocol):
     """Labelled pictures of one split."""
 
-    classes: ClassTable
-    names: Sequence[str]
+    @property
+    def classes(self) -> ClassTable: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -104,6 +107,16 @@ def resolve_classes(config: DataConfig, split: str) -> ClassTable:
     Masks are counted on the training split where there is one, so that evaluation agrees with training.
     """
     assert config.root is not None
+    classes = stated_classes(config)
+    if classes is not None:
+        return classes
+    counted = config.train_split if has_masks(config.root, config.train_split) else split
+    return count_classes(config, counted)
+
+
+def stated_classes(config: DataConfig) -> ClassTable | None:
+    """Return the classes that a class table or ``num_classes`` states, or nothing if they have to be counted."""
+    assert config.root is not None
     table = config.classes or find_class_table(config.root)
     if table is not None:
         classes = read_class_table(table)
@@ -113,14 +126,12 @@ def resolve_classes(config: DataConfig, split: str) -> ClassTable:
                 f"got {config.num_classes}; leave data.num_classes out"
             )
         if config.mask_colours == "rgb":
-            _ = classes.colour_ids()  # refuses tables without colours, or with one colour twice
+            classes.colour_ids()  # refuses tables without colours, or with one colour twice
         return classes
     if config.mask_colours == "rgb":
-        raise ConfigError(f"data.classes: must name a class table with colours to read colour masks, got none in {config.root}")
-    if config.num_classes is not None:
-        return ClassTable.numbered(config.num_classes)
-    counted = config.train_split if has_masks(config.root, config.train_split) else split
-    return count_classes(config, counted)
+        rule = "a class table with colours must be given to read colour masks, got none"
+        raise FaultError(Fault(config.root, rule, "add classes.csv (id,name,r,g,b), or set --data.classes"))
+    return None if config.num_classes is None else ClassTable.numbered(config.num_classes)
 
 
 @lru_cache(maxsize=8)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from setr_fast.data.draws import Draws
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating]
 
 _ONE = np.float32(1)
 

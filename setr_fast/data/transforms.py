@@ -27,13 +27,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from setr_fast.data.classes import IGNORED
 from setr_fast.data.options import AugmentConfig
 from setr_fast.errors import ShapeError
 from setr_fast.ops.augment_image import augment_image
 from setr_fast.ops.augment_label import augment_label
 
 NUM_DRAWS = 33
-IGNORED = 255
 REDRAWS = 10
 
 _WINDOWS, _FLIP, _COLOURS = 1, 23, 24
@@ -42,9 +42,7 @@ _FACTOR = (0.5, 1.5)
 _HUE = 18
 
 
-def resized_size(
-    height: int, width: int, ratio: float, base_scale: tuple[int, int] | None = None
-) -> tuple[int, int]:
+def resized_size(height: int, width: int, ratio: float, base_scale: tuple[int, int] | None = None) -> tuple[int, int]:
     """Return the height and width that a picture is resized to.
 
     With ``base_scale`` the picture is made as large as fits within its long and short edge times ``ratio``;
@@ -104,6 +102,10 @@ def normalise_table(mean: Sequence[float], std: Sequence[float]) -> Tensor:
     return torch.from_numpy(table.astype(np.float32))
 
 
+def _tensor(array: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch warns of arrays it could not write to
+
+
 class TrainTransform:
     """Resize, crop, flip, change the colours of, normalise and pad a sample."""
 
@@ -129,10 +131,10 @@ class TrainTransform:
         ratio = low + (high - low) * draws[0]
         size = resized_size(image.shape[0], image.shape[1], ratio, config.base_scale)
         flip = draws[_FLIP] < config.flip
-        offset, crop = self._window(torch.from_numpy(np.ascontiguousarray(label)), size, flip, draws)
+        offset, crop = self._window(_tensor(label), size, flip, draws)
         colours = colour_change(draws[_COLOURS:]) if config.photometric else ColourChange()
         pixels = augment_image(
-            torch.from_numpy(np.ascontiguousarray(image)),
+            _tensor(image),
             size,
             offset,
             config.crop,

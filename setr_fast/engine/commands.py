@@ -16,10 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from setr_fast.data.palette import default_palette
+from setr_fast.data.classes import find_class_table
 from setr_fast.data.faults import one_line
 from setr_fast.data.folder import list_images
 from setr_fast.data.options import DataConfig
+from setr_fast.data.palette import default_palette
 from setr_fast.data.source import open_source
 from setr_fast.engine.checkpoints import checkpoint_folder, data_sha256, weights_sha256
 from setr_fast.engine.evaluator import check_classes, evaluate
@@ -59,7 +60,7 @@ def eval_command(
     folder = checkpoint_folder(checkpoint)
     model = load_model(folder).to(place)
     spec: Any = model.spec
-    source = open_source(data, split)
+    source = open_source(_with_class_count(data, spec.num_classes), split)
     check_classes(spec.num_classes, source)
     if len(source) == 0:
         raise DataError(f"eval: split {split} must hold a picture with a mask, got none; see `setr-fast data check`")
@@ -75,7 +76,8 @@ def eval_command(
         "images_per_second": len(source) / seconds,
         "split": split,
         "checkpoint": str(folder),
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
         "settings": {"inference": _plain(inference), "data": _plain(data), "model": spec.to_dict()},
         "sha256": {"weights": weights_sha256(folder), "data": data_sha256(source)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -98,8 +100,8 @@ def predict_command(
 ) -> None:
     """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.png`` for each input.
 
-    Inputs are pictures, folders of them, and videos (``<stem>_frames/<number>.png``). One that cannot be read is named on
-    stderr, and the others are carried on with.
+    Inputs are pictures, folders of them, and videos (``<stem>_frames/<number>.png``). One that cannot be read is
+    named on stderr, and the others are carried on with.
 
     Raises: DataError at the end, if any input could not be read.
     """
@@ -149,7 +151,8 @@ def pick_device(name: str | None) -> torch.device:
         raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BackendError(
-            f"device: must be one of this machine's {torch.cuda.device_count()} GPUs, got {name!r}; `--device cpu` works"
+            f"device: must be one of this machine's {torch.cuda.device_count()} GPUs, got {name!r}; "
+            "`--device cpu` works anywhere"
         )
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
@@ -180,9 +183,7 @@ def _predict_picture(
     return target
 
 
-def _predict_video(
-    model: nn.Module, path: Path, folder: Path, inference: InferenceConfig, palette: Palette
-) -> Path:
+def _predict_video(model: nn.Module, path: Path, folder: Path, inference: InferenceConfig, palette: Palette) -> Path:
     with atomic_folder(folder) as unfinished:
         for number, frame in enumerate(frames(path)):
             _predict_picture(model, frame, unfinished / f"{number:06d}", inference, palette)
@@ -215,6 +216,14 @@ def _progress() -> Callable[[int, int], None] | None:
         print(f"\r{done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
     return show
+
+
+def _with_class_count(data: DataConfig, count: int) -> DataConfig:
+    """Where no class table says what ids mean, the model does: masks of one split may lack the last classes."""
+    unsaid = data.root is not None and data.classes is None and data.num_classes is None
+    if not unsaid or count < 2 or (data.root is not None and find_class_table(data.root) is not None):
+        return data
+    return dataclasses.replace(data, num_classes=count)
 
 
 def _plain(options: Any) -> Any:

@@ -46,9 +46,7 @@ def evaluate(
     for done, index in enumerate(indices, start=1):
         image, label = source.read(index)
         predicted = predict(model, image, config, out_size=(label.shape[0], label.shape[1]))
-        total += confusion_matrix(
-            torch.from_numpy(predicted), torch.from_numpy(label), spec.num_classes, IGNORED
-        ).cpu()
+        total += confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(label), spec.num_classes, IGNORED).cpu()
         if progress is not None:
             progress(done, len(indices))
     if world_size > 1 and dist.is_available() and dist.is_initialized():
@@ -61,7 +59,7 @@ def check_classes(num_classes: int, source: Source) -> None:
     if source.classes.num_classes != num_classes:
         raise ConfigError(
             f"evaluate: the data must have the model's {num_classes} classes, got {source.classes.num_classes} "
-            f"({', '.join(source.classes.names[:3])}, ...); give the class table the model was trained with by --data.classes"
+            f"({', '.join(source.classes.names[:3])}, ...); give the class table of its training by --data.classes"
         )
 
 

@@ -24,9 +24,9 @@ from setr_fast.engine.views import View, class_map
 from setr_fast.ops.augment_image import augment_image
 
 WHOLE_MAX_PIXELS = 2048 * 2048
-"""Above this, mode auto takes windows even for models whose rule is one pass: memory of a pass grows with the picture."""
+"""Above this, mode auto takes windows also for models whose rule is one pass: a pass needs memory with the picture."""
 LONGEST_TO_SHORT = 8
-"""Limit of the longer edge in units of resize_short, where resize_long is not given: as official Segmenter's largest."""
+"""Limit of the longer edge in units of resize_short, where resize_long is not given; official Segmenter's largest."""
 
 
 def predict(
@@ -57,12 +57,12 @@ def predict(
         for mirrored in (False, True) if config.flip else (False,):
             views.append(View(_reader(pixels, size, mirrored, normalise), size, mirrored, window, stride))
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
     least = _least_size(spec)
 
     def run(batch: Tensor) -> Tensor:
         height, width = batch.shape[-2:]
-        padded = pad(batch, (0, max(least[1] - width, 0), 0, max(least[0] - height, 0)))
+        short = least[0] > height or least[1] > width
+        padded = pad(batch, (0, max(least[1] - width, 0), 0, max(least[0] - height, 0))) if short else batch
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
             logits = model(padded.to(device))
         return logits[..., :height, :width]
@@ -98,9 +98,7 @@ def scaled_size(size: tuple[int, int], scale: float, config: InferenceConfig) ->
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
-def windows_of(
-    spec: Any, size: tuple[int, int], config: InferenceConfig
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def windows_of(spec: Any, size: tuple[int, int], config: InferenceConfig) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return window and stride for a picture resized to ``size``; one pass is one window as large as the picture."""
     mode = config.mode
     if mode == "auto":

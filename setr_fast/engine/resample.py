@@ -18,10 +18,11 @@ def taps(begin: int, end: int, out_size: int, in_size: int) -> tuple[Tensor, Ten
 
     Shapes: [end - begin] each; int64, int64, float32.
     """
-    # float32 on purpose: PyTorch works positions out in it, and rounds them the same way.
-    scale = torch.tensor(in_size, dtype=torch.float32) / torch.tensor(out_size, dtype=torch.float32)
-    centre = (torch.arange(begin, end, dtype=torch.float32) + 0.5) * scale - 0.5
-    centre = centre.clamp(min=0)
+    # PyTorch works positions out in float32, with one rounding for the ratio and one for the fused product and
+    # difference. Exact positions would be up to 1/2000 pixel away from them at 10 000 pixels.
+    ratio = torch.tensor(in_size, dtype=torch.float32) / torch.tensor(out_size, dtype=torch.float32)
+    exact = (torch.arange(begin, end, dtype=torch.float64) + 0.5) * ratio.double() - 0.5
+    centre = exact.float().clamp(min=0)
     first = centre.floor().long().clamp(max=in_size - 1)
     return first, (first + 1).clamp(max=in_size - 1), (centre - first).clamp(0, 1)
 

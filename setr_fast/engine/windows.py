@@ -30,11 +30,12 @@ def window_starts(length: int, window: int, stride: int, rule: WindowRule = "mms
     at the end (official Segmenter `segm/model/utils.py`). paddleseg: ``ceil((length - window) / stride) + 1`` windows,
     the last moved back.
 
-    Raises: ConfigError if the stride is larger than the window (pixels in between would have no class), or not positive.
+    Raises: ConfigError if the stride is not positive, or larger than the window: pixels in between had no class.
     """
     if not 1 <= stride <= window:
         raise ConfigError(
-            f"slide: stride must be 1 to the window's size of {window}, got {stride}; pixels between windows have no class"
+            f"slide: stride must be 1 to the window's size of {window}, got {stride}; "
+            "pixels between windows would have no class"
         )
     room = length - window
     if rule == "segmenter":

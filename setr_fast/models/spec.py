@@ -240,6 +240,9 @@ def _faults(s: ModelSpec) -> list[str]:
         ""
         if all(0 <= level < len(s.taps) for level in s.aux_levels)
         else f"aux_levels must be positions in taps, 0..{len(s.taps) - 1}, got {s.aux_levels}",
+        ""
+        if s.fit == "pad" or s.resize_to == "input"
+        else f"resize_to must be input where fit is floor (nothing covers the cut edge), got {s.resize_to}",
         "" if s.head_scales and s.aux_scales else "head_scales and aux_scales must have an entry each, got none",
         ""
         if s.class_names is None or len(s.class_names) == s.num_classes

@@ -98,11 +98,11 @@ def read_spec(path: Path, **overrides: Any) -> ModelSpec:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file into memory of its own (no map of the file, which could change under us)."""
+    """Read a safetensors file; the tensors may be windows into the file, so ``fill_model`` copies them."""
     _present(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         size = os.path.getsize(path)
         raise CheckpointError(
@@ -111,7 +111,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def fill_model(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> SegmentationModel:
-    """Build the model of a spec from tensors, every one of which must fit: eval mode, float32, CPU.
+    """Build the model of a spec from copies of tensors, every one of which must fit: eval mode, float32, CPU.
 
     Raises: CheckpointError for missing, extra, wrongly shaped or not finite tensors.
     """
@@ -120,9 +120,9 @@ def fill_model(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> Se
     wanted = model.state_dict()
     faults = _key_faults(wanted.keys(), tensors.keys())
     faults += [
-        f"{name} must be {list(wanted[name].shape)}, got {list(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name in wanted and tensor.shape != wanted[name].shape
+        f"{name} must be {list(tensor.shape)}, got {list(tensors[name].shape)}"
+        for name, tensor in wanted.items()
+        if name in tensors and tensors[name].shape != tensor.shape
     ]
     faults += [
         f"{name} must be {'floating point' if wanted[name].is_floating_point() else 'integer'}, got {tensor.dtype}"
@@ -138,7 +138,7 @@ def fill_model(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> Se
     if faults:
         more = f" (and {len(faults) - _NAMED} more)" if len(faults) > _NAMED else ""
         raise CheckpointError(f"{where}: weights must fit the model {spec.name}: " + "; ".join(faults[:_NAMED]) + more)
-    state = {name: tensor.to("cpu", wanted[name].dtype) for name, tensor in tensors.items()}
+    state = {name: tensor.to("cpu", wanted[name].dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
 

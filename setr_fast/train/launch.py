@@ -45,7 +45,18 @@ def _start_processes(processes: int, config: Config, argv: list[str]) -> None:
         raise BackendError(f"nproc: must be at most {torch.cuda.device_count()}, the GPUs here, got {processes}")
     run_dir = [] if config.run_dir else ["--run-dir", str(_default_run_dir(config))]  # one name for all ranks
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", "setr_fast.train", *argv, *run_dir])
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "setr_fast.train", *_without_nproc(argv), *run_dir])
+
+
+def _without_nproc(argv: list[str]) -> list[str]:
+    """Drop ``--nproc N``: the launcher would take it for an abbreviation of its own option."""
+    kept, arguments = [], iter(argv)
+    for argument in arguments:
+        if argument == "--nproc":
+            next(arguments, None)
+        elif not argument.startswith("--nproc="):
+            kept.append(argument)
+    return kept
 
 
 def _prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:

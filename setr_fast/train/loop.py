@@ -22,7 +22,7 @@ from setr_fast.data.source import Source
 from setr_fast.data.transforms import TrainTransform
 from setr_fast.engine.evaluator import evaluate
 from setr_fast.engine.options import InferenceConfig
-from setr_fast.engine.overlay import write_overlays
+from setr_fast.engine.gallery import write_gallery
 from setr_fast.errors import SetrFastError
 from setr_fast.files import atomic_folder
 from setr_fast.models.model import SegmentationModel
@@ -232,7 +232,7 @@ def _save_best(run: Training, scores: dict[str, Any], step: int) -> None:
     with atomic_folder(run.run_dir / "best") as folder:
         write_model(run.plain, folder)
         (folder / "scores.json").write_text(json.dumps({"step": step, **scores}, indent=2))
-    write_overlays(run.plain, run.val_source, run.inference, run.run_dir / "overlays", count=run.config.overlays)
+    write_gallery(run.plain, run.val_source, run.inference, run.run_dir / "overlays", count=run.config.overlays)
 
 
 @contextmanager

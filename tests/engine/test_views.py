@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_rows_resized_as_they_come_equal_resizing_the_whole(size, mirrored):
     begin, end = size[1] // 3, max(size[1] * 2 // 3, size[1] // 3 + 1)
     feed = view.rows(run, size, (begin, end), "mmseg", 3)
     steps = [*range(0, size[0], 17), size[0]]
-    found = torch.cat([feed.rows(a, b) for a, b in zip(steps, steps[1:], strict=False)], dim=1)
+    found = torch.cat([feed.rows(a, b) for a, b in pairwise(steps)], dim=1)
     torch.testing.assert_close(found, expected[:, :, begin:end], rtol=1e-5, atol=1e-5)
 
 
@@ -105,7 +106,7 @@ def test_strips_cover_the_picture_once_and_are_never_narrower_than_a_window():
         edges = list(strips([view], (64, 1000), CLASSES, budget))
         assert edges[0][0] == 0
         assert edges[-1][1] == 1000
-        assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(edges))
         assert min(end - begin for begin, end in edges) >= 31
     assert len(list(strips([view], (64, 1000), CLASSES, 2**40))) == 1
     whole = view_of(torch.zeros(3, 64, 1000), (64, 1000), (64, 1000))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,7 +53,7 @@ def test_every_rule_covers_every_pixel_and_stays_inside(length, window, stride):
         assert starts == sorted(set(starts))
         assert starts[0] == 0
         assert starts[-1] == max(length - window, 0)
-        assert all(b - a <= window for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= window for a, b in pairwise(starts))
     assert window_starts(length, window, stride, "paddleseg") == window_starts(length, window, stride, "mmseg")
 
 

@@ -1,4 +1,4 @@
-"""Specs and key maps of the recorded models of other code bases: pattern of a source key, our name for it.
+"""Key maps of the recorded models of other code bases: pattern of a source key, our name for it.
 
 Only what the recorded parity data needs. Every source key is mapped or listed as dropped.
 """
@@ -15,11 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr_fast.models.spec import ModelSpec
-
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
-HALF = (127.5, 127.5, 127.5)
 REST = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
@@ -40,8 +37,15 @@ def blocks(source: str, target: str, parts: dict[str, str]) -> list[Rule]:
     return [(rf"{source}\.(\d+)\.{part}(weight|bias)", rf"{target}.\1.{ours}.\2") for part, ours in parts.items()]
 
 
-TIMM = {rf"{p}\.": p.replace("\\", "") for p in ("norm1", "norm2", r"attn\.qkv", r"attn\.proj", r"mlp\.fc1", r"mlp\.fc2")}
-MMSEG = {r"ln1\.": "norm1", r"ln2\.": "norm2", r"attn\.attn\.in_proj_": "attn.qkv", r"attn\.attn\.out_proj\.": "attn.proj"}
+TIMM = {
+    rf"{p}\.": p.replace("\\", "") for p in ("norm1", "norm2", r"attn\.qkv", r"attn\.proj", r"mlp\.fc1", r"mlp\.fc2")
+}
+MMSEG = {
+    r"ln1\.": "norm1",
+    r"ln2\.": "norm2",
+    r"attn\.attn\.in_proj_": "attn.qkv",
+    r"attn\.attn\.out_proj\.": "attn.proj",
+}
 MMSEG |= {r"ffn\.layers\.0\.0\.": "mlp.fc1", r"ffn\.layers\.1\.": "mlp.fc2"}
 PADDLEVIT = {r"attn_norm\.": "norm1", r"mlp_norm\.": "norm2", r"attn\.qkv\.": "attn.qkv", r"attn\.out\.": "attn.proj"}
 PADDLEVIT |= {r"mlp\.fc1\.": "mlp.fc1", r"mlp\.fc2\.": "mlp.fc2"}
@@ -70,10 +74,13 @@ def up_head(source: str, target: str, stages: int) -> list[Rule]:
 def official_rules(head: str) -> list[Rule]:
     rules = encoder("backbone", "proj", "blocks", TIMM)
     if head != "mla":
-        return rules + up_head("decode_head", "head", 4 if head == "pup" else 1) + up_head(
-            r"auxiliary_head\.(\d)", r"aux_heads.\1", 1
+        return (
+            rules
+            + up_head("decode_head", "head", 4 if head == "pup" else 1)
+            + up_head(r"auxiliary_head\.(\d)", r"aux_heads.\1", 1)
         )
-    return rules + [
+    return [
+        *rules,
         (r"backbone\.norm_(\d)\.(weight|bias)", r"neck.norms.\1.\2"),
         (r"backbone\.mla\.mla_p(\d)_1x1\.0\.weight", at("neck.reduce.{0}.conv.weight", level)),
         (rf"backbone\.mla\.mla_p(\d)_1x1\.1\.{REST}", at("neck.reduce.{0}.bn.{1}", level)),
@@ -196,12 +203,18 @@ def paddlevit_rules(head: str) -> list[Rule]:
     renamed = [
         (pattern.replace("backbone", "encoder").replace(r"decode_head\.mlahead", "decoder"), target)
         for pattern, target in official_rules("mla")
-        if not pattern.startswith((r"backbone\.(", r"backbone\.patch", r"backbone\.blocks", "auxiliary", r"decode_head\.cls"))
+        if not pattern.startswith(
+            (r"backbone\.(", r"backbone\.patch", r"backbone\.blocks", "auxiliary", r"decode_head\.cls")
+        )
     ]
-    return rules + renamed + [
-        (r"decoder\.cls\.(weight|bias)", r"head.classifier.\1"),
-        (r"aux_decoder([234])\.aux\.weight", at("aux_heads.{0}.classifier.weight", level)),
-    ]
+    return (
+        rules
+        + renamed
+        + [
+            (r"decoder\.cls\.(weight|bias)", r"head.classifier.\1"),
+            (r"aux_decoder([234])\.aux\.weight", at("aux_heads.{0}.classifier.weight", level)),
+        ]
+    )
 
 
 RULES = {
@@ -237,7 +250,9 @@ def target_name(config: Mapping[str, Any], key: str) -> str | None:
     raise KeyError(key)
 
 
-def convert(config: Mapping[str, Any], source: Mapping[str, Tensor], spec_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert(
+    config: Mapping[str, Any], source: Mapping[str, Tensor], spec_state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Rename a source state dict and bring it to our layout."""
     state: dict[str, Tensor] = {}
     paddle = config["family"].startswith("paddle")
@@ -259,174 +274,15 @@ def convert(config: Mapping[str, Any], source: Mapping[str, Tensor], spec_state:
     return state
 
 
-# --- specs ---------------------------------------------------------------------------------------------------
-
-
-def spec_of(config: Mapping[str, Any]) -> ModelSpec:
-    """Return the spec that reproduces a recorded model, by switches alone."""
-    head = head_of(config)
-    values = dict(name=config["variant"], num_classes=7, head=head, resize_to="input", pos_resize="bilinear")
-    values |= _SPECS[config["family"]](config, head)
-    height, width = values["image_size"]
-    values.setdefault("pos_grid", (height // 16, width // 16))
-    if head in ("linear", "mask"):
-        values |= {"taps": (values["depth"] - 1,), "aux_levels": (), "final_norm": True}
-    elif "aux_levels" not in values:
-        values["aux_levels"] = (0, 1, 2) if head == "naive" else (0, 1, 2, 3)
-    if head == "naive":
-        values = {"head_kernel": 1, "head_scales": (1,), "aux_kernel": 1, "aux_scales": (1,)} | values
-    return ModelSpec.from_dict(values)
-
-
-def _channels(main: int, branch: int | None = None) -> dict[str, Any]:
-    return {"head_channels": main, "aux_channels": main, "branch_channels": branch or main // 2}
-
-
-def _official(config: Mapping[str, Any], head: str) -> dict[str, Any]:
-    backbone = config["model"]["backbone"]
-    values = {
-        "width": backbone["embed_dim"],
-        "depth": backbone["depth"],
-        "num_heads": backbone["num_heads"],
-        "image_size": (backbone["img_size"],) * 2,
-        "taps": config["taps"],
-        "pos_resize": "none",
-        "loss_averaging": "all",
-    } | _channels(config["head_channels"])
-    if head == "mla":
-        values |= {"class_token": "drop", "conv_bias": False, "head_align_corners": True, "classifier_kernel": 3}
-    return values
-
-
-def _mmseg(config: Mapping[str, Any], head: str) -> dict[str, Any]:
-    model = config["model"]
-    backbone, decode = model["backbone"], model["decode_head"]
-    values = {
-        "width": backbone["embed_dims"],
-        "depth": backbone["num_layers"],
-        "num_heads": backbone["num_heads"],
-        "image_size": backbone["img_size"],
-        "class_token": "keep" if backbone["with_cls_token"] else "drop",
-        "patch_bias": backbone["patch_bias"],
-        "pos_resize": backbone["interpolate_mode"],
-        "layer_norm_eps": backbone["norm_cfg"]["eps"],
-        "loss_averaging": "all",
-        "conv_bias": False,
-        "drop_path_on": "ffn",
-    }
-    if head in ("naive", "pup"):
-        aux = model["auxiliary_head"]
-        values |= {
-            "taps": backbone["out_indices"],
-            "head_channels": decode["channels"],
-            "head_scales": (decode["up_scale"],) * decode["num_convs"],
-            "aux_levels": [a["in_index"] for a in aux],
-            "aux_channels": aux[0]["channels"],
-            "aux_scales": (aux[0]["up_scale"],) * aux[0]["num_convs"],
-            "aux_kernel": aux[0]["kernel_size"],
-        }
-    if head == "mla":
-        values |= {
-            "taps": backbone["out_indices"],
-            "head_channels": model["neck"]["out_channels"],
-            "branch_channels": decode["mla_channels"],
-            "aux_levels": (3, 2, 1, 0),
-            "aux_bias": True,
-            "deep_first": True,
-        }
-    if head == "mask":
-        values |= {"decoder_width": decode["embed_dims"], "decoder_num_heads": decode["num_heads"]}
-    return values
-
-
-def _segmenter(config: Mapping[str, Any], head: str) -> dict[str, Any]:
-    net = config["net_kwargs"]
-    eps = config["layer_norm_eps"]
-    return {
-        "width": net["d_model"],
-        "depth": net["n_layers"],
-        "num_heads": net["n_heads"],
-        "image_size": net["image_size"],
-        "layer_norm_eps": eps,
-        "final_norm_eps": eps,
-        "decoder_width": net["d_model"],
-        "decoder_num_heads": config["decoder_heads"] or 1,
-        "resize_to": "padded",
-        "cosine_eps": 0.0,
-        "pos_resize_when": "tokens",
-        "mean": HALF,
-        "std": HALF,
-    }
-
-
-def _paddleseg(config: Mapping[str, Any], head: str) -> dict[str, Any]:
-    backbone, model = config["backbone"], config["model"]
-    values = {
-        "width": backbone["embed_dim"],
-        "depth": backbone["depth"],
-        "num_heads": backbone["num_heads"],
-        "image_size": (backbone["img_size"],) * 2,
-        "layer_norm_eps": backbone["epsilon"],
-        "final_norm_eps": backbone["epsilon"],
-        "pos_resize": "bicubic",
-        "fit": "floor",
-        "align_corners": model.get("align_corners", False),
-        "shared_modules": True,
-        "mean": HALF,
-        "std": HALF,
-        "cosine_eps": 0.0,
-    }
-    if head in ("naive", "pup", "mla"):
-        args = config["args"]
-        values["taps"] = model["backbone_indices"]
-        values |= _channels(args.get("pup_channels", args.get("mla_channels", 256)), args.get("mlahead_channels"))
-    if head == "mla":
-        values |= {"head_align_corners": True, "classifier_kernel": 3, "aux_bias": True}
-    if head == "mask":
-        values |= {"decoder_width": model["h_embed_dim"], "decoder_num_heads": model["h_num_heads"]}
-        values["decoder_qkv_bias"] = model["h_qkv_bias"]
-    return values
-
-
-def _paddlevit(config: Mapping[str, Any], head: str) -> dict[str, Any]:
-    transformer = config["model"]["MODEL"]["TRANS"]
-    values = {
-        "width": transformer["HIDDEN_SIZE"],
-        "depth": transformer["NUM_LAYERS"],
-        "num_heads": transformer["NUM_HEADS"],
-        "image_size": config["model"]["DATA"]["CROP_SIZE"],
-        "taps": config["taps"],
-        "class_token": "drop",
-        "pos_resize": "none",
-    } | _channels(config["head_channels"])
-    if head == "mla":
-        values |= {"conv_bias": False, "head_align_corners": True, "classifier_kernel": 3, "aux_levels": (0, 1, 2)}
-    return values
-
-
-_SPECS: dict[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
-    "setr-official": _official,
-    "mmseg": _mmseg,
-    "segmenter": _segmenter,
-    "paddleseg": _paddleseg,
-    "paddlevit": _paddlevit,
-}
-
-
 # --- files ---------------------------------------------------------------------------------------------------
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Unpickle dictionaries of numpy arrays and nothing else."""
 
-    ALLOWED = {
-        (module, name)
-        for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("ndarray", "dtype", "_reconstruct")
-    }
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        arrays = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+        if module not in arrays or name not in ("ndarray", "dtype", "_reconstruct"):
             raise pickle.UnpicklingError(f"{module}.{name} is not a numpy array")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 

@@ -1,15 +1,4 @@
-"""Where the splits of a data folder lie.
-
-Understood layouts, for a split called train:
-
-    train/images + train/masks              masks may also be called labels or annotations
-    images/train + labels/train             (masks, annotations)
-    img_dir/train + ann_dir/train
-    images + labels, with a list train.txt  also JPEGImages + SegmentationClass with ImageSets/Segmentation/train.txt,
-                                            and SegmentationClassContext with ImageSets/SegmentationContext/train.txt
-
-A list ``train.txt`` in the root narrows any of them to the samples it names.
-"""
+"""Where the splits of a data folder lie."""
 
 from __future__ import annotations
 
@@ -40,6 +29,31 @@ _PATTERNS = (
     _Pattern("JPEGImages", ("SegmentationClass",), "ImageSets/Segmentation/{split}.txt", dedicated=False),
     _Pattern("JPEGImages", ("SegmentationClassContext",), "ImageSets/SegmentationContext/{split}.txt", dedicated=False),
 )
+
+
+_DESCRIPTION = """\
+Folders that --data.root may name, for a split called train (--data.train-split, --data.val-split):
+
+  train/images + train/masks              masks may also be called labels or annotations
+  images/train + labels/train             masks and annotations likewise
+  img_dir/train + ann_dir/train
+  images + labels, with a list train.txt
+  JPEGImages + SegmentationClass, with ImageSets/Segmentation/train.txt
+  JPEGImages + SegmentationClassContext, with ImageSets/SegmentationContext/train.txt
+
+Pictures and masks have the same stem; --data.mask-suffix _mask pairs a.jpg with a_mask.png.
+A list train.txt in the root (a stem per line, or a picture and a mask) narrows any layout to what it names.
+Classes come from classes.csv, .json or .toml in the root (columns id,name,r,g,b,ignore), or --data.classes FILE.
+Masks are PNG (also BMP, GIF, TIFF) and hold class ids: palette, grey, 8 or 16 bits; --data.mask-colours rgb.
+Pictures are PNG, JPEG, WebP, BMP, GIF or TIFF; they are turned upright by EXIF, masks must fit the upright picture.
+Hidden files (one leading dot) and subfolders are skipped.
+
+Without --data.root, commands use built-in scenes that are drawn on the fly (--data.builtin-train, -val, -size)."""
+
+
+def describe_layouts() -> str:
+    """Return what a data folder may look like, for ``setr-fast data list``."""
+    return _DESCRIPTION
 
 
 @dataclass(frozen=True)

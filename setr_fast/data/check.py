@@ -1,0 +1,284 @@
+"""Everything that is wrong with a data folder, found before training rather than during it.
+
+Errors keep a sample from being used; a warning says what may be meant otherwise. Warnings of one kind are
+gathered per split: the first file is named, the others counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from setr_fast.data.classes import IGNORED, ClassTable
+from setr_fast.data.decode import image_header, load_mask, mask_header, read_image
+from setr_fast.data.faults import Fault as Fault
+from setr_fast.data.faults import FaultError, some
+from setr_fast.data.folder import Sample, scan_split
+from setr_fast.data.layouts import find_layout, find_splits, has_masks
+from setr_fast.data.masks import MaskReader, histogram
+from setr_fast.data.options import DataConfig
+from setr_fast.data.report import Report as Report
+from setr_fast.data.report import SplitFacts
+from setr_fast.data.report import format_report as format_report
+from setr_fast.data.source import THREADS, classes_of_ids, largest_training_id, size_fault, stated_classes
+from setr_fast.errors import EXIT_DATA, EXIT_OK
+
+logger = logging.getLogger("setr_fast")
+
+Level = Literal["full", "headers", "off"]
+
+_MUCH_255 = 0.3
+"""Share of pixels with the id 255 from which a split is worth a warning."""
+
+
+@dataclass
+class _Inspection:
+    """What reading one sample gave; ``counts`` are stored ids, ``colours`` the mask palette's, by id."""
+
+    sample: Sample
+    faults: list[Fault]
+    size: tuple[int, int] | None = None
+    counts: Mapping[int, int] | None = None
+    colours: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+def check_folder(
+    config: DataConfig | Path | str,
+    splits: Sequence[str] | None = None,
+    level: Level = "full",
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Read every file of a data folder and report all that is wrong with it.
+
+    ``splits``: those to look at, else all that are found. ``level``: full decodes every file, headers reads the
+    first bytes, off looks at names only. ``progress`` is called with (files done, files in all).
+    """
+    if not isinstance(config, DataConfig):
+        config = DataConfig(root=Path(config))
+    root = config.root
+    assert root is not None, "the built-in scenes need no check"
+    report = Report(root)
+    named = list(splits) if splits is not None else find_splits(root)
+    if not named:
+        try:
+            find_layout(root, config.train_split)
+        except FaultError as error:
+            report.faults.append(error.fault)
+        return report
+    stated: ClassTable | None = None
+    table_is_bad = False
+    try:
+        stated = stated_classes(config)
+    except FaultError as error:
+        report.faults.append(error.fault)
+        table_is_bad = True
+    scans = [(split, scan_split(root, split, config.mask_suffix)) for split in named]
+    total, done = sum(len(scan.samples) for _, scan in scans), 0
+    inspected: dict[str, list[_Inspection]] = {}
+    reader = MaskReader.of(config, stated) if stated is not None else None
+    for split, scan in scans:
+        optional = splits is None and split not in (config.train_split, config.val_split)
+        if optional and not has_masks(root, split):
+            where = scan.faults[0]
+            scan.faults = [Fault(where.path, where.what, "leave it so if the split is for predict only", "warning")]
+        report.faults += scan.faults + scan.strays
+        report.strays += scan.strays
+        inspected[split] = []
+        with ThreadPoolExecutor(THREADS) as pool:
+            job = partial(_inspect, config, reader, table_is_bad, level)
+            for inspection in pool.map(job, scan.samples):
+                inspected[split].append(inspection)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    report.classes = stated
+    largest_file: Path | None = None
+    if stated is None and not table_is_bad and level == "full":
+        report.classes, largest_file = _counted(config, inspected, report)
+    for split, scan in scans:
+        facts = SplitFacts(split, len(scan.samples), scan.listing)
+        report.splits.append(facts)
+        _judge(config, report, facts, inspected[split], largest_file)
+    return report
+
+
+def _inspect(
+    config: DataConfig, reader: MaskReader | None, table_is_bad: bool, level: Level, sample: Sample
+) -> _Inspection:
+    result = _Inspection(sample, [])
+    assert sample.mask is not None
+    if level == "off":
+        return result
+    mask_size = None
+    rgb = config.mask_colours == "rgb"
+    try:
+        if level == "full":
+            pixels = read_image(sample.image, config.max_pixels)
+            result.size = pixels.shape[0], pixels.shape[1]
+        else:
+            header = image_header(sample.image, config.max_pixels)
+            result.size = header.height, header.width
+    except FaultError as error:
+        result.faults.append(error.fault)
+    try:
+        if level == "headers" or (rgb and table_is_bad):
+            header = mask_header(sample.mask, config.max_pixels, colours=rgb)
+            mask_size = header.height, header.width
+        else:
+            mask = reader.load(sample.mask) if reader is not None else load_mask(sample.mask, config.max_pixels)
+            mask_size = mask.ids.shape[0], mask.ids.shape[1]
+            result.counts = histogram(mask.ids)
+            if mask.palette is not None:
+                result.colours = {value: tuple(map(int, mask.palette[value])) for value in result.counts}
+    except FaultError as error:
+        result.faults.append(error.fault)
+    if result.size is not None and mask_size is not None:
+        fault = size_fault(sample, result.size, mask_size)
+        result.faults += [fault] if fault is not None else []
+    return result
+
+
+def _counted(
+    config: DataConfig, inspected: Mapping[str, list[_Inspection]], report: Report
+) -> tuple[ClassTable | None, Path | None]:
+    """Count the classes as training would, from what was read already; also return the mask with the largest id."""
+    assert config.root is not None
+    split = config.train_split if inspected.get(config.train_split) else next(iter(inspected))
+    largest = {
+        inspection.sample.mask: largest_training_id(config, list(inspection.counts))
+        for inspection in inspected[split]
+        if inspection.counts is not None and inspection.sample.mask is not None
+    }
+    if not largest:
+        return None, None
+    try:
+        return classes_of_ids(config.root, split, largest), max(largest, key=lambda mask: (largest[mask], str(mask)))
+    except FaultError as error:
+        report.faults.append(error.fault)
+        return None, None
+
+
+def _judge(
+    config: DataConfig, report: Report, facts: SplitFacts, inspections: list[_Inspection], largest_file: Path | None
+) -> None:
+    """Add what the ids of a split mean, once the classes are known, to facts and faults."""
+    reader = MaskReader.of(config, report.classes) if report.classes is not None else None
+    totals: Counter[int] = Counter()
+    suspects: dict[str, list[Path]] = {"binary": [], "ignored": [], "palette": []}
+    for inspection in inspections:
+        report.faults += inspection.faults
+        mask = inspection.sample.mask
+        if reader is None or inspection.counts is None or mask is None:
+            continue
+        fault = reader.judge(mask, inspection.counts)
+        if fault is not None:
+            report.faults.append(fault)
+            continue
+        totals.update(inspection.counts)
+        used = {int(reader.lookup[value]) for value in inspection.counts}
+        if set(inspection.counts) == {0, 255} and reader.lookup[255] == IGNORED:
+            suspects["binary"].append(mask)
+        if used == {IGNORED}:
+            suspects["ignored"].append(mask)
+        if _palette_disagrees(reader, inspection.colours):
+            suspects["palette"].append(mask)
+    sizes = sorted((size for size in (i.size for i in inspections) if size), key=lambda size: (size[0] * size[1], size))
+    if sizes:
+        facts.smallest, facts.largest = sizes[0], sizes[-1]
+    pixels = sum(totals.values())
+    if reader is not None and pixels:
+        trained: Counter[int] = Counter()
+        for value, count in totals.items():
+            trained[int(reader.lookup[value])] += count
+        facts.class_pixels = [trained[index] for index in range(reader.classes.num_classes)]
+        facts.ignored_share = trained[IGNORED] / pixels
+        facts.share_255 = totals[255] / pixels
+    report.faults += _warnings(config, report, facts, suspects, largest_file)
+
+
+def _palette_disagrees(reader: MaskReader, colours: Mapping[int, tuple[int, ...]]) -> bool:
+    """Return whether a mask's palette shows some id in the colour that the class table gives to another class."""
+    classes = reader.classes
+    if not classes.coloured or len(set(classes.palette)) < classes.num_classes:
+        return False
+    owner = {colour: index for index, colour in enumerate(classes.palette)}
+    for value, colour in colours.items():
+        index = int(reader.lookup[value])
+        if index < classes.num_classes and owner.get((colour[0], colour[1], colour[2]), index) != index:
+            return True
+    return False
+
+
+def _warnings(
+    config: DataConfig,
+    report: Report,
+    facts: SplitFacts,
+    suspects: Mapping[str, list[Path]],
+    largest_file: Path | None,
+) -> list[Fault]:
+    said = {
+        "binary": (
+            "mask should use 255 for 'ignore' only, got the ids 0 and 255 alone",
+            "store 0 and 1 if 255 is meant as a class",
+        ),
+        "ignored": ("mask should have pixels to learn from, got ignored ones only", "remove the pair, or label it"),
+        "palette": (
+            "palette should show the class table's colours, got ids in the colour of another class",
+            "compare the ids with the class table: the ids count, not the colours",
+        ),
+    }
+    faults = []
+    for kind, (what, remedy) in said.items():
+        paths = suspects[kind]
+        if paths:
+            others = f" (and so do {len(paths) - 1} more masks of '{facts.name}')" if len(paths) > 1 else ""
+            faults.append(Fault(paths[0], what + others, remedy, "warning"))
+    if facts.share_255 > _MUCH_255:
+        what = f"split '{facts.name}' should label most pixels, got the id 255 in {facts.share_255:.0%} of them"
+        faults.append(Fault(report.root, what, "check that 255 means 'ignore' here", "warning"))
+    training = facts.name in (config.train_split, "train", "training") or len(report.splits) == 1
+    if training and facts.class_pixels and report.classes is not None and 0 in facts.class_pixels:
+        absent = [name for name, count in zip(report.classes.names, facts.class_pixels, strict=True) if not count]
+        what = f"split '{facts.name}' should show every class, got no pixel of {some(absent)}"
+        remedy = "add pictures that show them"
+        if largest_file is not None:
+            what += f" (classes were counted up to the largest id, which is in {largest_file})"
+            remedy = "correct that mask, or give a class table"
+        faults.append(Fault(report.root, what, remedy, "warning"))
+    return faults
+
+
+def check_command(config: DataConfig) -> int:
+    """Print what a check of ``config.root`` finds; return the exit code, 3 if there is any error."""
+
+    def show(done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        print(f"\r{done} of {total} pairs", end=end, file=sys.stderr, flush=True)
+
+    report = check_folder(config, progress=show if sys.stderr.isatty() else None)
+    print(format_report(report), flush=True)
+    return EXIT_DATA if report.errors else EXIT_OK
+
+
+def verify(config: DataConfig, splits: Sequence[str] | None = None, level: Level | None = None) -> None:
+    """Check the splits that a run uses, before its first step; built-in scenes pass.
+
+    Raises: DataError with one line: the first faulty file, what to do, and how many faults more there are.
+    """
+    level = config.check if level is None else level
+    if config.root is None or level == "off":
+        return
+    wanted = list(dict.fromkeys(splits if splits is not None else (config.train_split, config.val_split)))
+    report = check_folder(config, wanted, level)
+    blocking = [fault for fault in report.errors if fault not in report.strays]
+    if blocking:
+        raise FaultError(blocking[0], len(blocking) - 1, config.root)
+    for fault in report.strays + report.warnings:
+        logger.warning("%s", fault.line())

@@ -1,0 +1,360 @@
+"""Reading pictures and masks: one rule per colour mode, and no damaged file gets through."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from setr_fast.data.decode import image_header, image_size, load_mask, mask_header, read_image, read_mask
+from setr_fast.data.faults import Fault, FaultError
+from setr_fast.data.formats import exif_orientation
+from setr_fast.errors import DataError
+
+
+def picture(height: int = 9, width: int = 14) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: list[bytes], extra: bytes = b"") -> bytes:
+    """A PNG made by hand, so that bit depths which Pillow cannot write are covered."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def exif(orientation: int, order: str = "<") -> bytes:
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
+    return b"Exif\0\0" + mark + struct.pack(order + "IH", 8, 1) + entry + struct.pack(order + "I", 0)
+
+
+def refused(path: Path, *words: str) -> str:
+    with pytest.raises(DataError) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (path.name, *words):
+        assert word in message
+    return message
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "gif", "webp", "jpg"])
+def test_format_is_told_by_content_not_by_suffix(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(picture()).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    os.rename(tmp_path / f"a.{suffix}", tmp_path / "a.dat")
+    pixels = read_image(tmp_path / "a.dat")
+    assert pixels.shape == (9, 14, 3)
+    assert pixels.dtype == np.uint8
+    assert image_size(tmp_path / "a.dat") == (9, 14)
+    if suffix not in ("jpg", "gif"):
+        assert np.array_equal(pixels, picture())
+
+
+def test_alpha_is_dropped_and_the_stored_colour_kept(tmp_path: Path) -> None:
+    pixels = np.dstack([picture(), np.zeros((9, 14), np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), picture())
+    Image.fromarray(pixels[..., ::3].copy(), "LA").save(tmp_path / "b.png")
+    assert np.array_equal(read_image(tmp_path / "b.png"), np.repeat(picture()[..., :1], 3, axis=2))
+
+
+def test_sixteen_bits_keep_the_high_byte(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 0x1234, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[0, :, 1].tolist() == [0, 0, 1, 0x12, 255]
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, :, 2].tolist() == [0, 0, 1, 0x12, 255]
+    (tmp_path / "rgb.png").write_bytes(png(1, 1, 16, 2, [bytes([1, 2, 3, 4, 255, 255])]))
+    assert read_image(tmp_path / "rgb.png").tolist() == [[[1, 3, 255]]]
+
+
+def test_bilevel_becomes_black_and_white(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_transparent_palette_gives_colours_without_a_warning(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "a.png").tolist() == [[[10, 20, 30], [40, 50, 60]]]
+        assert read_mask(tmp_path / "a.png").tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_every_orientation_is_undone(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :8] = 255  # upper left corner white
+    upright[8:, 24:, 0] = 255  # lower right corner red
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright[::-1], -1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    if orientation == 7:  # mirrored across the other diagonal
+        stored = upright[::-1, ::-1].swapaxes(0, 1)
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}, "png": {}}[suffix]
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"a.{suffix}", exif=exif(orientation), **options)
+    read = read_image(tmp_path / f"a.{suffix}")
+    assert read.shape == upright.shape
+    assert np.abs(read.astype(int) - upright).max() < 30
+    assert read.flags.c_contiguous
+    assert image_size(tmp_path / f"a.{suffix}") == (16, 32)
+
+
+def test_orientation_agrees_with_pillow_on_tiff(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.tif", tiffinfo={274: 6})
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.rot90(picture(), -1))
+    assert image_size(tmp_path / "a.tif") == (14, 9)
+
+
+@pytest.mark.parametrize(
+    ("block", "orientation"),
+    [
+        (exif(6), 6),
+        (exif(8, ">"), 8),
+        (exif(6)[6:], 6),
+        (exif(0), 1),
+        (exif(9), 1),
+        (exif(6)[:20], 1),
+        (b"Exif\0\0II*\0\xff\xff\xff\x7f", 1),
+        (b"Exif\0\0", 1),
+        (b"", 1),
+        (b"Exif\0\0XX*\0", 1),
+    ],
+)
+def test_damaged_exif_means_upright(block: bytes, orientation: int) -> None:
+    assert exif_orientation(block) == orientation
+
+
+def test_damaged_exif_raises_no_warning(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "a.jpg").shape == (9, 14, 3)
+
+
+@pytest.mark.parametrize("tolerant", [False, True])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
+def test_a_cut_file_is_refused_wherever_it_is_cut(
+    tmp_path: Path, suffix: str, tolerant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when other code of the process has told Pillow to fill cut pictures with grey."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+    Image.fromarray(picture(40, 60)).save(tmp_path / f"a.{suffix}")
+    whole = (tmp_path / f"a.{suffix}").read_bytes()
+    for length in [*range(1, 40, 3), len(whole) // 2, len(whole) - 30, len(whole) - 2, len(whole) - 1]:
+        (tmp_path / f"b.{suffix}").write_bytes(whole[:length])
+        refused(tmp_path / f"b.{suffix}")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
+
+
+def test_bytes_after_the_end_are_ignored(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg"):
+        Image.fromarray(picture()).save(tmp_path / f"a.{suffix}")
+        whole = (tmp_path / f"a.{suffix}").read_bytes()
+        (tmp_path / f"b.{suffix}").write_bytes(whole + b"\xff\xd8 garbage \0" * 50)
+        assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), read_image(tmp_path / f"b.{suffix}"))
+
+
+def test_every_flipped_bit_of_a_png_is_found(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        (tmp_path / "b.png").write_bytes(damaged)
+        refused(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "0 bytes"),
+        (b"just words\n", "plain text"),
+        ("Stra\u00dfe \u8857".encode() * 60, "plain text"),
+        (b" \n<!DOCTYPE html><p>404", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "git lfs pull"),
+        (bytes(range(256)), "no known picture format"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x18ftypmp42", "a video"),
+        (b"%PDF-1.7", "PDF"),
+        (b"PK\x03\x04", "ZIP"),
+        (b"\xff\xd8\xff\xe0", "undamaged"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "WebP"),
+    ],
+)
+def test_other_content_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    refused(tmp_path / "a.jpg", words)
+
+
+def test_missing_files_folders_links_and_pipes_are_named(tmp_path: Path) -> None:
+    refused(tmp_path / "none.png", "no such file")
+    refused(tmp_path, "a folder")
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    refused(tmp_path / "link.png", "a link to a file that is not there")
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(tmp_path / "pipe.png", "a pipe")
+
+
+def test_declared_size_is_limited_before_decoding(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 1 << 20, 1 << 20, 8, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"\x7f\xff\xff\xffIDAT")
+    assert "1048576 x 1048576" in refused(tmp_path / "a.png", "max_pixels", "--data.max-pixels")
+    for suffix in ("png", "jpg", "webp", "gif", "bmp", "tif"):
+        Image.fromarray(picture()).save(tmp_path / f"b.{suffix}")
+        assert read_image(tmp_path / f"b.{suffix}", max_pixels=126).shape == (9, 14, 3)
+        for read in (read_image, image_size, read_mask):
+            with pytest.raises(DataError, match="at most 125 pixels"):
+                read(tmp_path / f"b.{suffix}", max_pixels=125)
+
+
+def test_pillows_own_size_limit_plays_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "a.png").shape == (9, 14, 3)
+
+
+def test_floats_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "a.tif")
+    refused(tmp_path / "a.tif", "floating-point")
+    Image.fromarray(np.ones((3, 3), np.int32)).save(tmp_path / "b.tif")
+    refused(tmp_path / "b.tif", "32-bit")
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("colour", [0, 3])
+def test_packed_masks_give_ids_as_stored(tmp_path: Path, depth: int, colour: int) -> None:
+    """Pillow spreads 2- and 4-bit grey over 0..255; ids must not be."""
+    ids = [index % 2**depth for index in range(16)]
+    bits = "".join(f"{value:0{depth}b}" for value in ids)
+    row = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    palette = chunk(b"PLTE", bytes(range(3 * 2 ** min(depth, 5)))) if colour == 3 else b""
+    (tmp_path / "a.png").write_bytes(png(16, 1, depth, colour, [row], palette))
+    read = read_mask(tmp_path / "a.png")
+    assert read.dtype == np.uint8
+    assert read.tolist() == [ids]
+    assert (load_mask(tmp_path / "a.png").palette is not None) == (colour == 3)
+
+
+def test_wide_ids_are_neither_scaled_nor_wrapped(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 11, 255, 256, 65535]], np.uint16)).save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png").dtype == np.uint16
+    assert read_mask(tmp_path / "a.png").tolist() == [[0, 11, 255, 256, 65535]]
+    Image.fromarray(np.array([[0, 70000, -1]], np.int32)).save(tmp_path / "a.tif")
+    assert read_mask(tmp_path / "a.tif").tolist() == [[0, 70000, -1]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "words"),
+    [
+        ("RGB", "png", "--data.mask-colours rgb"),
+        ("RGBA", "png", "--data.mask-colours rgb"),
+        ("LA", "png", "alpha"),
+        ("L", "jpg", "without loss"),
+        ("RGB", "webp", "without loss"),
+        ("F", "tif", "floating-point"),
+    ],
+)
+def test_masks_that_hold_no_ids_are_refused(tmp_path: Path, mode: str, suffix: str, words: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.new(mode, (4, 3)).save(path)
+    for read in (read_mask, mask_header):
+        with pytest.raises(DataError, match=words) as caught:
+            read(path)
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_lossy_tiff_is_refused_as_a_mask(tmp_path: Path) -> None:
+    Image.new("L", (16, 16)).save(tmp_path / "a.tif", compression="jpeg")
+    with pytest.raises(DataError, match="without loss"):
+        read_mask(tmp_path / "a.tif")
+
+
+def test_masks_that_say_they_lie_on_their_side_are_refused(tmp_path: Path) -> None:
+    """Turning them or not would both be a guess: many tools that draw masks do not look at EXIF."""
+    Image.new("L", (4, 3)).save(tmp_path / "a.png", exif=exif(6))
+    with pytest.raises(DataError, match="EXIF orientation 6"):
+        read_mask(tmp_path / "a.png")
+    Image.new("L", (4, 3)).save(tmp_path / "a.png", exif=exif(1))
+    assert read_mask(tmp_path / "a.png").shape == (3, 4)
+
+
+def test_lossless_formats_besides_png_hold_masks(tmp_path: Path) -> None:
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for suffix in ("bmp", "tif"):
+        Image.fromarray(ids).save(tmp_path / f"a.{suffix}")
+        assert np.array_equal(read_mask(tmp_path / f"a.{suffix}"), ids)
+    Image.fromarray(ids).save(tmp_path / "b.tif", compression="tiff_lzw")
+    assert np.array_equal(read_mask(tmp_path / "b.tif"), ids)
+
+
+def test_header_says_mode_and_upright_size(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif(6))
+    header = image_header(tmp_path / "a.jpg")
+    assert (header.format, header.mode, header.height, header.width, header.orientation) == ("JPEG", "RGB", 14, 9, 6)
+
+
+def test_threads_read_the_same_as_one(tmp_path: Path) -> None:
+    for index in range(8):
+        suffix = ("png", "jpg", "tif", "webp")[index % 4]
+        Image.fromarray(np.roll(picture(64, 64), index, axis=0)).save(tmp_path / f"{index}.{suffix}")
+    paths = sorted(tmp_path.iterdir()) * 8
+    alone = [read_image(path) for path in paths]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(read_image, paths))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_faults_survive_the_way_out_of_a_process(tmp_path: Path) -> None:
+    error = FaultError(Fault(tmp_path / "a\nb.png", "must be good,\tgot bad", "mend it"), more=2)
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    assert copy.fault == error.fault
+    assert "\n" not in str(error)
+    assert "\t" not in str(error)
+    assert "2 more faults" in str(error)
+
+
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    stream = io.BytesIO((tmp_path / "a.png").read_bytes()[:60])
+    (tmp_path / "b.png").write_bytes(stream.getvalue())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        for _ in range(5):
+            read_image(tmp_path / "a.png")
+            refused(tmp_path / "b.png")
+        after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert after == before

@@ -1,0 +1,100 @@
+"""Evaluation of a source: counts, ranks, sizes."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from setr_fast.data.classes import ClassTable
+from setr_fast.engine.evaluator import evaluate
+from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.predictor import predict
+from setr_fast.errors import ConfigError
+
+
+class Pictures:
+    """Five pictures of different sizes with random labels, some ignored."""
+
+    def __init__(self, make_picture, classes: int = 5) -> None:
+        self.classes = ClassTable.numbered(classes)
+        self._samples = []
+        for index in range(5):
+            size = 20 + 9 * index, 50 - 7 * index
+            label = np.random.default_rng(index).integers(0, classes, size).astype(np.uint8)
+            label[:3] = 255
+            self._samples.append((make_picture(*size), label))
+        self.names = [f"p{index}" for index in range(5)]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._samples[index]
+
+
+def test_every_pixel_is_counted_once_and_ignored_ones_never(make_model, make_picture):
+    model, source = make_model(), Pictures(make_picture)
+    expected = np.zeros((5, 5), np.int64)
+    for index in range(len(source)):
+        image, label = source.read(index)
+        answers = predict(model, image, InferenceConfig(flip=True))
+        for truth, answer in zip(label[label != 255], answers[label != 255], strict=True):
+            expected[truth, answer] += 1
+    seen = []
+    scores = evaluate(model, source, InferenceConfig(flip=True), progress=lambda done, of: seen.append((done, of)))
+    np.testing.assert_array_equal(scores.confusion, expected)
+    assert seen == [(i, 5) for i in range(1, 6)]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_shares_of_all_ranks_add_up_to_the_whole(make_model, make_picture, world_size):
+    model, source = make_model(), Pictures(make_picture)
+    parts = [evaluate(model, source, rank=rank, world_size=world_size).confusion for rank in range(world_size)]
+    np.testing.assert_array_equal(sum(parts), evaluate(model, source).confusion)
+
+
+def test_a_mask_of_another_size_is_compared_at_its_own(make_model, make_picture):
+    model, source = make_model(), Pictures(make_picture)
+    image, _ = source.read(0)
+    label = np.zeros((7, 9), np.uint8)
+    source._samples = [(image, label)]
+    scores = evaluate(model, source)
+    assert scores.pixels == 63
+    counts = np.bincount(predict(model, image, out_size=(7, 9)).reshape(-1), minlength=5)
+    np.testing.assert_array_equal(scores.confusion[0], counts)
+
+
+def test_model_and_data_of_different_classes_are_refused(make_model, make_picture):
+    with pytest.raises(ConfigError, match="the model's 5 classes, got 4"):
+        evaluate(make_model(), Pictures(make_picture, classes=4))
+
+
+def _rank(rank: int, port: int, model, source, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    results[rank] = evaluate(model, source, rank=rank, world_size=2).confusion.tolist()
+    dist.destroy_process_group()
+
+
+def test_two_processes_sum_over_gloo(make_model, make_picture):
+    """Threads would share one process group, so these are processes."""
+    model, source = make_model(), Pictures(make_picture)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("fork")
+    with context.Manager() as manager:
+        results = manager.dict()
+        processes = [context.Process(target=_rank, args=(r, port, model, source, results)) for r in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            process.kill()
+        expected = evaluate(model, source).confusion.tolist()
+        assert dict(results) == {0: expected, 1: expected}

@@ -1,0 +1,90 @@
+"""The command line from outside: exit codes, one-line failures, speed of --help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from setr_fast.cli import VERBS, _train_defaults, main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "predict", "data", "doctor"])
+def test_every_verb_is_a_module(verb: str) -> None:
+    done = _run(f"setr_fast.{verb}", *([] if verb == "doctor" else ["--help"]))
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from setr_fast.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_unknown_option_names_the_nearest_and_exits_2() -> None:
+    done = _run("setr_fast.train", "--optim.lrr", "1")
+    assert done.returncode == 2
+    assert "--optim.lr" in done.stderr
+
+
+def test_unknown_verb_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fly"]) == 2
+    error = capsys.readouterr().err
+    assert all(verb in error for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["train", "--config", "gone.toml"], 2, "gone.toml: no such config file"),
+        (["train", "--recipe", "none-such"], 2, "recipe: must be one of"),
+        (["train", "--resume"], 2, "needs --run-dir"),
+        (["train", "--train.steps", "0"], 2, "train.steps: must be 1 or more"),
+        (["train", "--model.name", "setr_pup_vit_t17", "--run-dir", "RUN"], 2, "setr_pup_vit_t16"),
+        (["train", "--data.root", "gone", "--run-dir", "RUN"], 3, "gone"),
+        (["eval", "--checkpoint", "gone"], 3, "gone"),
+        (["predict", "--checkpoint", "gone", "--out", "RUN", "x.png"], 3, "gone"),
+        (["data", "check", "gone"], 3, "gone"),
+        (["data", "check"], 2, "needs the folder"),
+    ],
+)
+def test_known_failures_are_one_line_and_an_exit_code(
+    argv: list[str], code: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(tmp_path / "run") if a == "RUN" else a for a in argv]
+    try:
+        got = main(argv)
+    except SystemExit as stop:  # the parser's own
+        got = int(stop.code or 0)
+    out, error = capsys.readouterr()
+    assert got == code, error
+    assert text in (out if argv[:2] == ["data", "check"] and code == 3 else error)  # the report is what check prints
+    assert "Traceback" not in error
+    if error.startswith("setr-fast"):
+        assert error.strip().count("\n") == 0
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[train]\nsteps = 7\n")
+    assert _train_defaults(["--config", str(file)]).train.steps == 7
+    assert _train_defaults(["--recipe", "camvid_tiny"]).data.ignore_index is None
+    both = _train_defaults(["--recipe", "camvid_tiny", "--config", str(file), "--optim.lr", "1"])
+    assert both.train.steps == 7
+    assert both.augment.crop == _train_defaults(["--recipe", "camvid_tiny"]).augment.crop
+
+
+def test_doctor_lists_every_op_and_a_star_for_what_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    from setr_fast.ops import OPS
+
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in OPS)
+    assert text.count("*") >= len(OPS)
