@@ -137,8 +137,8 @@ class BuildNative(build_ext):
         try:
             return compile_part("cuda", output, CMAKE_CUDA_COMPILER=nvcc, SETR_FAST_CUDA_ARCHS=archs), archs
         except BuildError as error:
-            if required:
-                raise
+            if required or find_compiler() is None or find_torch() is None:
+                raise  # the CPU part fails for the same reason: one line, not two
             say(f"{error}: {without}")
             return None, ""
 
@@ -158,8 +158,11 @@ def sources(*patterns: str) -> list[str]:
 
 if __name__ == "__main__":
     native_mode()
+    # A link to kernels/, which has no __init__.py so that it shadows nobody's package of that name.
+    kernels = ["setr_fast.kernels"] if (ROOT / "setr_fast" / "kernels").is_dir() else []
     setup(
-        packages=[*find_packages(include=["setr_fast", "setr_fast.*"]), "setr_fast.kernels"],
+        packages=[*find_packages(include=["setr_fast", "setr_fast.*"]), *kernels],
+        package_data={"setr_fast": ["recipes/*.toml"]},
         ext_modules=[
             Extension(
                 "setr_fast._native",

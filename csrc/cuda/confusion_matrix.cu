@@ -1,6 +1,6 @@
 // Confusion matrix of two index maps on a GPU. UNMEASURED: compiled and inspected, never run on a GPU by the authors.
 //
-// Blocks walk the pixels in a grid stride. Where K * K 32-bit counters fit into shared memory (K <= 104 without opting
+// Blocks walk the pixels in a grid stride. Where K * K 32-bit counters fit into shared memory (K <= 110 without opting
 // in to more, all published data sets but ADE20K), a block counts there and adds its table to the result once;
 // otherwise each pixel is one 64-bit atomic in L2. Integers only: the result is the same in every run.
 // Bound by bytes when ids are wide, by atomics on one address when a picture is mostly one class.

@@ -20,7 +20,7 @@ from setr_fast.data.classes import IGNORED, ClassTable
 from setr_fast.data.decode import image_header, load_mask, mask_header, read_image
 from setr_fast.data.faults import Fault as Fault
 from setr_fast.data.faults import FaultError, some
-from setr_fast.data.folder import Sample, scan_split
+from setr_fast.data.folder import Sample, Scan, scan_split
 from setr_fast.data.layouts import find_layout, find_splits, has_masks
 from setr_fast.data.masks import MaskReader, histogram
 from setr_fast.data.options import DataConfig
@@ -72,41 +72,47 @@ def check_folder(
         except FaultError as error:
             report.faults.append(error.fault)
         return report
-    stated: ClassTable | None = None
     table_is_bad = False
     try:
-        stated = stated_classes(config)
+        report.classes = stated_classes(config)
     except FaultError as error:
         report.faults.append(error.fault)
         table_is_bad = True
-    scans = [(split, scan_split(root, split, config.mask_suffix)) for split in named]
-    total, done = sum(len(scan.samples) for _, scan in scans), 0
-    inspected: dict[str, list[_Inspection]] = {}
-    reader = MaskReader.of(config, stated) if stated is not None else None
-    for split, scan in scans:
+    scans = {split: scan_split(root, split, config.mask_suffix) for split in named}
+    for split, scan in scans.items():
         optional = splits is None and split not in (config.train_split, config.val_split)
         if optional and not has_masks(root, split):
             where = scan.faults[0]
             scan.faults = [Fault(where.path, where.what, "leave it so if the split is for predict only", "warning")]
         report.faults += scan.faults + scan.strays
         report.strays += scan.strays
-        inspected[split] = []
-        with ThreadPoolExecutor(THREADS) as pool:
-            job = partial(_inspect, config, reader, table_is_bad, level)
+    reader = MaskReader.of(config, report.classes) if report.classes is not None else None
+    job = partial(_inspect, config, reader, table_is_bad, level)
+    inspected = _run(job, scans, progress)
+    largest_file: Path | None = None
+    if report.classes is None and not table_is_bad and level == "full":
+        report.classes, largest_file = _counted(config, inspected, report)
+    for split, scan in scans.items():
+        facts = SplitFacts(split, len(scan.samples), scan.listing)
+        report.splits.append(facts)
+        _judge(config, report, facts, inspected[split], largest_file)
+    return report
+
+
+def _run(
+    job: Callable[[Sample], _Inspection], scans: Mapping[str, Scan], progress: Callable[[int, int], None] | None
+) -> dict[str, list[_Inspection]]:
+    """Inspect all samples in threads; results come back in the samples' order."""
+    total, done = sum(len(scan.samples) for scan in scans.values()), 0
+    inspected: dict[str, list[_Inspection]] = {split: [] for split in scans}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for split, scan in scans.items():
             for inspection in pool.map(job, scan.samples):
                 inspected[split].append(inspection)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-    report.classes = stated
-    largest_file: Path | None = None
-    if stated is None and not table_is_bad and level == "full":
-        report.classes, largest_file = _counted(config, inspected, report)
-    for split, scan in scans:
-        facts = SplitFacts(split, len(scan.samples), scan.listing)
-        report.splits.append(facts)
-        _judge(config, report, facts, inspected[split], largest_file)
-    return report
+    return inspected
 
 
 def _inspect(

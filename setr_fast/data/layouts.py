@@ -44,7 +44,7 @@ Folders that --data.root may name, for a split called train (--data.train-split,
 Pictures and masks have the same stem; --data.mask-suffix _mask pairs a.jpg with a_mask.png.
 A list train.txt in the root (a stem per line, or a picture and a mask) narrows any layout to what it names.
 Classes come from classes.csv, .json or .toml in the root (columns id,name,r,g,b,ignore), or --data.classes FILE.
-Masks are PNG (also BMP, GIF, TIFF) and hold class ids: palette, grey, 8 or 16 bits; --data.mask-colours rgb.
+Masks are PNG, BMP, GIF or TIFF with class ids: palette or grey, 8 or 16 bits (or colours: --data.mask-colours rgb).
 Pictures are PNG, JPEG, WebP, BMP, GIF or TIFF; they are turned upright by EXIF, masks must fit the upright picture.
 Hidden files (one leading dot) and subfolders are skipped.
 

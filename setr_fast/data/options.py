@@ -24,7 +24,7 @@ class DataConfig:
     num_classes: int | None = None
     """Number of classes where there is no class table; none: counted from the masks."""
     ignore_index: int | None = None
-    """Id in the masks that means 'ignore'; none: the class table's ignored ids and 255."""
+    """Id in the masks that means 'ignore', beside the class table's ignored ids and 255."""
     label_offset: int = 0
     """Added to every id in the masks; ids below zero are then ignored (-1 is 'reduce zero label')."""
     mask_colours: Literal["index", "rgb"] = "index"
@@ -45,8 +45,8 @@ class DataConfig:
     """Side of a built-in scene, in pixels."""
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None and not 2 <= self.num_classes <= 255:
-            raise ConfigError(f"data.num_classes: must be 2..255, got {self.num_classes}")
+        if self.num_classes is not None and not 2 <= self.num_classes <= 254:
+            raise ConfigError(f"data.num_classes: must be 2..254, got {self.num_classes}")
         if self.workers < 0:
             raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
         if min(self.builtin_train, self.builtin_val) < 1 or self.builtin_size < 32:

@@ -33,7 +33,9 @@ def write_gallery(model: nn.Module, source: Source, config: InferenceConfig, fol
         image, label = source.read(index)
         predicted = predict(model, image, config)
         gap = np.full((image.shape[0], _GAP_PX, 3), 255, np.uint8)
-        row = np.concatenate([image, gap, overlay(image, label, palette), gap, overlay(image, predicted, palette)], axis=1)
+        row = np.concatenate(
+            [image, gap, overlay(image, label, palette), gap, overlay(image, predicted, palette)], axis=1
+        )
         present = [int(i) for i in np.union1d(np.unique(label), np.unique(predicted)) if i < len(names)]
         strip = legend(row.shape[1], [(names[i], palette[i]) for i in present])
         path = folder / f"{index:05d}.png"

@@ -24,7 +24,7 @@ class InferenceConfig:
     flip: bool = False
     """Average with the mirrored picture."""
     resize_short: int | None = None
-    """Bring the shorter edge to this many pixels first; none: the picture's own size."""
+    """Bring the shorter edge to this many pixels first; none: the model's own rule, else the picture's own size."""
     resize_long: int | None = None
     """Keep the longer edge at or below this while resizing; none: eight times resize_short."""
     min_short: int | None = None

@@ -8,6 +8,7 @@ Resizing reads windows out of the original picture, so neither a resized nor a n
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,7 @@ def predict(
     """Return the class of every pixel, at the picture's own upright size (or at ``out_size``).
 
     ``model`` has a ``spec`` (classes, mean, std, image size) and returns logits at the size of its input. Mode auto
-    is the spec's ``inference_mode``; slide is windows of the training size, of which a picture that is no larger has
+    is the spec's ``inference_mode``, and where ``resize_short`` is not given it is the spec's; slide is windows of the training size, of which a picture that is no larger has
     exactly one. Pictures smaller than what the model takes are padded with zeros, below and to the right.
 
     Shapes: image uint8 [H, W, 3] RGB, or a path or Pillow image; -> [H, W] uint8, uint16 above 256 classes.
@@ -49,6 +50,8 @@ def predict(
     config = config or InferenceConfig()
     pixels = as_pixels(image)
     spec: Any = model.spec
+    if config.resize_short is None and getattr(spec, "resize_short", None) is not None:
+        config = dataclasses.replace(config, resize_short=spec.resize_short)
     normalise = normalise_table(spec.mean, spec.std)
     views = []
     for scale in config.scales:

@@ -32,6 +32,8 @@ def frames(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
     Shapes: [H, W, 3] RGB each; the size may change between frames.
     Raises: DataError if the file is no video, or breaks off.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: must exist, got no such file; check the name")
     av = importlib.import_module("av")
     count = 0
     try:

@@ -161,6 +161,8 @@ class ModelSpec:
     """One pass at the picture's size, or windows of image_size."""
     stride: tuple[int, int] = (341, 341)
     """Step between windows, in pixels."""
+    resize_short: int | None = None
+    """Pictures are brought to this shorter edge first, in pixels; none: taken at their own size."""
 
     def __post_init__(self) -> None:
         for name, value in coerce_fields(ModelSpec, self, where="model").items():
@@ -227,6 +229,8 @@ def _faults(s: ModelSpec) -> list[str]:
     limits += [within(n, 1e-12, 1.0) for n in ("layer_norm_eps", "final_norm_eps", "head_norm_eps", "batch_norm_eps")]
     limits += [within(n, 1e-12, 1.0) for n in ("decoder_layer_norm_eps", "decoder_norm_eps")]
     limits += [within("cosine_eps", 0.0, 1.0), within("aux_weight", 0.0, 100.0), within("std", 1e-6, 1e6)]
+    if s.resize_short is not None:
+        limits.append(within("resize_short", 1, 65536))
     if any(limits):  # what follows divides by these numbers
         return limits
     return [

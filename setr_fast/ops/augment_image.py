@@ -3,7 +3,7 @@
 Source: OpenCV. The resize equals ``cv2.resize(INTER_LINEAR)`` on uint8 bit for bit: 11-bit weights, and the mean of
 four pixels where both sides are halved exactly. RGB to HSV equals ``cv2.cvtColor`` bit for bit. HSV to RGB equals its
 vector code on a machine with FMA for every input; cv2 itself rounds to nearest instead of truncating in the last
-pixels of a row that do not fill a vector, and there 20 % of the values come out one level higher than here.
+pixels of a row that do not fill a vector, and there a third of all values is one level higher than here.
 Every row is treated alike here, so the result does not depend on where a pixel lies or on the machine.
 """
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -92,12 +93,16 @@ def _prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:
 def _build(config: Config, source: Source) -> SegmentationModel:
     torch.manual_seed(config.train.seed)
     classes = source.classes
+    rule: dict[str, Any] = {"resize_short": config.inference.resize_short}  # eval and predict then do as validation did
+    if config.inference.mode != "auto":
+        rule["inference_mode"] = config.inference.mode
     return create_model(
         config.model.name,
         num_classes=classes.num_classes,
         image_size=config.augment.crop,
         class_names=classes.names,
         palette=classes.palette,
+        **rule,
         **config.model.overrides(),
     )
 

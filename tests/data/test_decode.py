@@ -157,6 +157,25 @@ def test_damaged_exif_raises_no_warning(tmp_path: Path) -> None:
         assert read_image(tmp_path / "a.jpg").shape == (9, 14, 3)
 
 
+def test_odd_metadata_raises_no_warning(tmp_path: Path) -> None:
+    rows = [bytes([index] * 4) for index in range(3)]
+    (tmp_path / "a.png").write_bytes(png(4, 3, 8, 0, rows, chunk(b"acTL", bytes(8))))  # an animation of no frames
+    Image.fromarray(picture()).save(tmp_path / "a.tif")
+    whole = (tmp_path / "a.tif").read_bytes()
+    (directory,) = struct.unpack_from("<I", whole, 4)
+    (entries,) = struct.unpack_from("<H", whole, directory)
+    end = directory + 2 + 12 * entries
+    (tmp_path / "b.tif").write_bytes(whole[:end] + struct.pack("<I", 0xFFFFFFF0) + whole[end + 4 :])
+    (tmp_path / "c.tif").write_bytes(
+        whole[: end - 12] + struct.pack("<HHII", 0x9C9B, 2, 1 << 20, 8) + whole[end:]
+    )  # a tag longer than the file
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "a.png")[2, 0].tolist() == [2, 2, 2]
+        for name in ("b.tif", "c.tif"):
+            assert read_image(tmp_path / name).shape == (9, 14, 3)
+
+
 @pytest.mark.parametrize("tolerant", [False, True])
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
 def test_a_cut_file_is_refused_wherever_it_is_cut(

@@ -255,7 +255,7 @@ def test_a_list_cannot_leave_the_root_through_a_link(tmp_path: Path) -> None:
     assert "a link that leads outside" in refused(tmp_path / "root")
 
 
-def test_no_bad_line_leads_to_a_look_at_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_out_of_the_root_is_refused_while_reading_the_list(tmp_path: Path) -> None:
     lines = ["../../etc/passwd a.png", "/etc/passwd.png /etc/x.png", "..\\x", "~/x", "file:///x", "a/../../../x"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     entries, faults = read_split_list(tmp_path / "list.txt")

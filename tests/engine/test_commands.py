@@ -185,11 +185,17 @@ def _frame(picture: np.ndarray, rotation: int = 0) -> types.SimpleNamespace:
     return types.SimpleNamespace(to_ndarray=lambda format: picture, rotation=rotation)
 
 
+def _empty(path: Path) -> Path:
+    path.touch()
+    (path.parent / "out").mkdir()
+    return path
+
+
 def test_a_video_becomes_a_folder_of_frames(make_model, make_picture, tmp_path, monkeypatch):
     pictures = [make_picture(12, 20), make_picture(12, 21)]
     monkeypatch.setitem(sys.modules, "av", _mock_av([_frame(pictures[0]), _frame(pictures[1], 90)]))
-    predict_files(make_model(), [tmp_path / "...mp4"], tmp_path, INFERENCE)
-    written = tmp_path / ".._frames"
+    predict_files(make_model(), [_empty(tmp_path / "...mp4")], tmp_path / "out", INFERENCE)
+    written = tmp_path / "out" / ".._frames"
     assert sorted(os.listdir(written)) == ["000000.png", "000000_overlay.png", "000001.png", "000001_overlay.png"]
     expected = predict(make_model(), np.rot90(pictures[1]))
     np.testing.assert_array_equal(np.asarray(Image.open(written / "000001.png")), expected)
@@ -199,9 +205,9 @@ def test_a_video_becomes_a_folder_of_frames(make_model, make_picture, tmp_path, 
 def test_a_cut_video_leaves_nothing_half_done(make_model, make_picture, tmp_path, monkeypatch, capsys, count):
     monkeypatch.setitem(sys.modules, "av", _mock_av([_frame(make_picture(9, 9))] * count, error=count > 0))
     with pytest.raises(DataError, match="1 of 1"):
-        predict_files(make_model(), [tmp_path / "clip.MP4"], tmp_path, INFERENCE)
+        predict_files(make_model(), [_empty(tmp_path / "clip.MP4")], tmp_path / "out", INFERENCE)
     assert "clip.MP4" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == []
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_video_without_its_reader_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
