@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"setr-fast: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
         return EXIT_USAGE
+    _speak()
     try:
         return VERBS[verb][0](rest)
     except SetrFastError as error:
@@ -203,6 +205,16 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (_recipes, "names that --recipe takes"),
     "doctor": (_doctor, "what was compiled, and which backend each op uses on this machine"),
 }
+
+
+def _speak() -> None:
+    """Show what the package logs (notices and warnings), one plain line each, on stderr."""
+    logger = logging.getLogger("setr_fast")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("setr-fast: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _overview() -> str:

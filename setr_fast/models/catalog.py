@@ -57,6 +57,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "segmenter_linear": _SEGMENTER | {"head": "linear"},
     "segmenter_mask": _SEGMENTER | {"head": "mask", "decoder_dropout": 0.1},
 }
+# No published SETR is this small: its heads are cut down with its encoder, so that it trains on a CPU.
+_SETR_TINY: dict[str, Any] = {"head_channels": 64}
 # Segmenter's DeiT keeps the distillation token, and rounds ImageNet's statistics to two places.
 _SEGMENTER_DEIT: dict[str, Any] = {"distilled": True, "mean": (123.68, 116.28, 103.53), "std": (58.40, 57.12, 57.38)}
 
@@ -104,6 +106,8 @@ def model_spec(
     values = _ENCODERS[encoder] | _FAMILIES[family]
     if encoder == "deit_b16" and family not in _TAPS:
         values |= _SEGMENTER_DEIT
+    if encoder == "vit_t16" and family in _TAPS:
+        values |= _SETR_TINY
     size = _size(image_size)
     values = values | overrides
     for key, value in _derived(family, values, size).items():

@@ -28,13 +28,9 @@ def run(config: Config, argv: list[str]) -> int:
     if "RANK" not in os.environ and processes > 1:
         _start_processes(processes, config, argv)  # does not return
     with joined(group=config.fsdp) as ranks:
-        run_dir = _run_folder(config, ranks)
-        scores = train(
-            _prepare(config, run_dir, ranks),
-            ranks,
-            fsdp=config.fsdp,
-            resume_from=_resume_point(config, run_dir),
-        )
+        run_dir = _run_folder(config)
+        resume_from = _resume_point(config, run_dir)
+        scores = train(_prepare(config, run_dir, ranks), ranks, fsdp=config.fsdp, resume_from=resume_from)
         if ranks.is_first:
             print(f"mIoU {scores['mIoU']:.4f}  best mIoU {scores['best_mIoU']:.4f}  checkpoint {scores['checkpoint']}", flush=True)
     return 0
@@ -61,7 +57,7 @@ def _without_nproc(argv: list[str]) -> list[str]:
 
 
 def _prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:
-    """Open and verify the data, build the model, write the run's configuration."""
+    """Verify and open the data, build the model, make the run folder."""
     splits = [config.data.train_split, config.data.val_split]
     if ranks.is_first:
         verify(config.data, splits, level=config.data.check)
@@ -73,8 +69,9 @@ def _prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:
     plain = _build(config, sources[0]).to(ranks.device) if config.fsdp or config.train.ema else model
     if config.model.start is not None and not config.resume:
         checkpoint.start_weights(model, config.model.start)
-    if ranks.is_first and not config.resume:
-        atomic_write(run_dir / "config.toml", to_toml(config))
+    if ranks.is_first:
+        _make_run_folder(config, run_dir)  # last of all: what fails before this leaves nothing behind
+    ranks.barrier()
     return Training(
         model=model,
         plain=plain,
@@ -107,21 +104,24 @@ def _build(config: Config, source: Source) -> SegmentationModel:
     )
 
 
-def _run_folder(config: Config, ranks: Ranks) -> Path:
-    """Make the run folder; a run that is already there is neither overwritten nor mixed up with this one."""
+def _run_folder(config: Config) -> Path:
+    """Return the run folder's path; a run that is already there is neither overwritten nor mixed up with this one."""
     if config.resume and config.run_dir is None:
         raise ConfigError("resume: needs --run-dir, the folder of the run to go on with")
     run_dir = config.run_dir or _default_run_dir(config)
-    if ranks.is_first:
-        try:
-            if not config.resume and (run_dir / "config.toml").exists():
-                raise ConfigError(f"run_dir: {run_dir} already holds a run; give --resume or another --run-dir")
-            run_dir.mkdir(parents=True, exist_ok=True)
-            for name in ("checkpoints", "overlays"):
-                (run_dir / name).mkdir(exist_ok=True)
-        except OSError as error:
-            raise BackendError(f"run_dir: {run_dir} cannot be written: {error.strerror}") from None
+    if not config.resume and (run_dir / "config.toml").exists():
+        raise ConfigError(f"run_dir: {run_dir} already holds a run; give --resume or another --run-dir")
     return run_dir
+
+
+def _make_run_folder(config: Config, run_dir: Path) -> None:
+    try:
+        for name in ("checkpoints", "overlays"):
+            (run_dir / name).mkdir(parents=True, exist_ok=True)
+        if not config.resume:
+            atomic_write(run_dir / "config.toml", to_toml(config))
+    except OSError as error:
+        raise BackendError(f"run_dir: {run_dir} cannot be written ({error.strerror}); give another --run-dir") from None
 
 
 def _resume_point(config: Config, run_dir: Path) -> Path | None:

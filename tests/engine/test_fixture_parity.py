@@ -8,7 +8,6 @@ peer differ by more.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))  # weights of other code bases in our layout
 
-import fixture_maps
-import fixture_specs
+from tests.models import fixture_maps
+from tests.models import fixture_specs
 
 from setr_fast.engine.views import View, class_map
 from setr_fast.models.model import SegmentationModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fixture_maps import head_of
+from tests.models.fixture_maps import head_of
 
 from setr_fast.models.spec import ModelSpec
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fixture_maps
-import fixture_specs
+from tests.models import fixture_maps
+from tests.models import fixture_specs
 import numpy as np
 import pytest
 import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import independent
+from tests.models import independent
 import pytest
 import torch
 from torch import Tensor

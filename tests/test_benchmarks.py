@@ -1,0 +1,73 @@
+"""The measuring tools themselves: interleaving, ratios, what the report takes and refuses."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import harness, record_run, report
+
+
+def test_both_sides_run_in_every_round_and_in_turning_order() -> None:
+    order: list[str] = []
+    times = harness.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4)
+    assert order == ["a", "b", "a", "b", "b", "a", "a", "b", "b", "a"]  # one warm-up each, then four rounds
+    assert len(times["a"]) == len(times["b"]) == 4
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    """A round that is ten times slower on both sides leaves the ratio alone."""
+    assert harness.ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == {"median": 2.0, "p20": 2.0, "p80": 2.0}
+
+
+def test_a_slower_side_is_seen() -> None:
+    times = harness.interleaved({"slow": lambda: time.sleep(0.004), "quick": lambda: time.sleep(0.001)}, rounds=5)
+    assert harness.ratio(times["slow"], times["quick"])["median"] > 1.5
+
+
+def _op_row(**changes: Any) -> dict[str, Any]:
+    row = {
+        "kind": "op",
+        "op": "x",
+        "case": "c",
+        "backend": "native",
+        "machine": "m",
+        "dirty": False,
+        "ratio": {"median": 3.14159, "p20": 2.5, "p80": 4.0},
+    }
+    return row | changes
+
+
+def test_report_refuses_rows_of_a_dirty_tree_and_shows_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "1.jsonl").write_text(json.dumps(_op_row()) + "\n" + json.dumps(_op_row(op="dirty", dirty=True)) + "\n")
+    (tmp_path / "2.jsonl").write_text(json.dumps(_op_row(ratio={"median": 7.0, "p20": 6.0, "p80": 8.0})) + "\n")
+    rows = report.read_rows(tmp_path)
+    assert "1.jsonl:2: refused" in capsys.readouterr().err
+    table = report.tables(rows)
+    assert "| `x` | c | native | 7.0 (6.0..8.0) | m |" in table
+    assert "3.1" not in table
+    assert "dirty" not in table
+
+
+def test_readme_holds_exactly_what_the_results_say() -> None:
+    readme = (harness.ROOT / "README.md").read_text()
+    inside = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
+    assert inside == report.tables(report.read_rows(harness.RESULTS)).strip(), "run python -m benchmarks.report"
+
+
+def test_a_run_becomes_a_row(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 5, "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 4.0}\n{"step": 5, "val/mIoU": 0.5}\n'
+    )
+    (tmp_path / "train.log").write_text("2026-01-01 10:00:00 a\n2026-01-01 10:30:30 b\n")
+    scores = {"mIoU": 0.5, "aAcc": 0.6, "mAcc": 0.7, "IoU": {"sky": 0.5}, "majority_mIoU": 0.1, "images": 3}
+    scores |= {"images_per_second": 2.0, "sha256": {}, "split": "val", "settings": {"data": {"root": "a/camvid"}}}
+    (tmp_path / "m.json").write_text(json.dumps(scores))
+    row = record_run.row_of("r", tmp_path, tmp_path / "m.json")
+    assert row["minutes"] == pytest.approx(30.5)
+    assert row["data"] == "camvid val"
+    assert row["curve"] == [[5, 0.5]]
