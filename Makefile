@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.py csrc/*.h csrc/cpu/* csrc/cuda/*)
-CXX_FILES := $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
+SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.py csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
+CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test test-gpu check fix bench native clean

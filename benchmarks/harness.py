@@ -1,4 +1,4 @@
-"""Timing of two or more ways to do one thing, side by side: interleaved in one process, so that noise hits all alike."""
+"""Timing of two or more ways to do one thing: interleaved in one process, so that noise hits all alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def interleaved(sides: dict[str, Callable[[], Any]], *, rounds: int = 15, seconds: float = 2.0) -> dict[str, list[float]]:
+def interleaved(
+    sides: dict[str, Callable[[], Any]], *, rounds: int = 15, seconds: float = 2.0
+) -> dict[str, list[float]]:
     """Time every side once per round, in an order that turns from round to round.
 
     Returns: seconds per side and round. At least three rounds, at most ``rounds``, stopping after ``seconds``.

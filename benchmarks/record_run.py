@@ -1,7 +1,7 @@
 """``python -m benchmarks.record_run NAME RUN_DIR METRICS.json``: keep a finished training run as a row of the results.
 
-METRICS.json is what ``setr-fast eval --out`` wrote for the run's best model. Minutes are those of ``train.log``, from the first
-line to the last, validations and checkpoints included.
+METRICS.json is what ``setr-fast eval --out`` wrote for the run's best model. Minutes are those of ``train.log``, from its
+first line to its last, with validations and checkpoints.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def row_of(name: str, run_dir: Path, metrics: Path) -> dict[str, Any]:
         "minutes": (times[-1] - times[0]).total_seconds() / 60,
         "train_images_per_second": rates[len(rates) // 2],
         "curve": [[r["step"], r["val/mIoU"]] for r in records if "val/mIoU" in r],
-        **{key: scores[key] for key in ("mIoU", "aAcc", "mAcc", "IoU", "majority_mIoU", "images", "images_per_second", "sha256")},
+        **{
+            key: scores[key]
+            for key in ("mIoU", "aAcc", "mAcc", "IoU", "majority_mIoU", "images", "images_per_second", "sha256")
+        },
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,27 @@ def tables(rows: list[dict[str, Any]]) -> str:
     ops = {(r["op"], r["case"], r["backend"], r["machine"]): r for r in rows if r["kind"] == "op"}
     parts = []
     if trained:
-        lines = ["| run | data | steps | minutes | val mIoU | always the commonest class | machine |", "|---|---|---|---|---|---|---|"]
-        lines += [
-            f"| `{r['run']}` | {r['data']} | {r['steps']} | {r['minutes']:.0f} | {r['mIoU']:.3f} | {r['majority_mIoU']:.3f} | {r['machine']} |"
-            for _, r in sorted(trained.items())
-        ]
-        parts.append("\n".join(lines))
+        head = ("recipe", "data", "steps", "minutes", "mIoU", "mIoU of always the commonest class", "machine")
+        parts.append(_table(head, [_trained_cells(r) for _, r in sorted(trained.items())]))
     if ops:
-        lines = ["| op | case | backend | times faster than the reference (p20..p80) | machine |", "|---|---|---|---|---|"]
-        lines += [
-            f"| `{r['op']}` | {r['case']} | {r['backend']} | {r['ratio']['median']:.1f} ({r['ratio']['p20']:.1f}..{r['ratio']['p80']:.1f}) | {r['machine']} |"
-            for _, r in sorted(ops.items())
-        ]
-        parts.append("\n".join(lines))
+        head = ("op", "case", "backend", "times faster than the reference (p20..p80)", "machine")
+        parts.append(_table(head, [_op_cells(r) for _, r in sorted(ops.items())]))
     return "\n\n".join(parts)
+
+
+def _trained_cells(row: dict[str, Any]) -> list[str]:
+    scores = [f"{row['mIoU']:.3f}", f"{row['majority_mIoU']:.3f}"]
+    return [f"`{row['run']}`", row["data"], str(row["steps"]), f"{row['minutes']:.0f}", *scores, row["machine"]]
+
+
+def _op_cells(row: dict[str, Any]) -> list[str]:
+    ratio = row["ratio"]
+    speed = f"{ratio['median']:.1f} ({ratio['p20']:.1f}..{ratio['p80']:.1f})"
+    return [f"`{row['op']}`", row["case"], row["backend"], speed, row["machine"]]
+
+
+def _table(head: Sequence[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 if __name__ == "__main__":

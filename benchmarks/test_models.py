@@ -11,7 +11,13 @@ import torch
 from benchmarks.harness import interleaved, quantiles, ratio
 from setr_fast.models.model import create_model
 
-NAMES = ["setr_naive_vit_t16", "setr_pup_vit_t16", "setr_mla_vit_t16", "segmenter_linear_vit_t16", "segmenter_mask_vit_t16"]
+NAMES = [
+    "setr_naive_vit_t16",
+    "setr_pup_vit_t16",
+    "setr_mla_vit_t16",
+    "segmenter_linear_vit_t16",
+    "segmenter_mask_vit_t16",
+]
 SIZE = (256, 256)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -220,7 +220,10 @@ def _speak() -> None:
 def _overview() -> str:
     lines = ["usage: setr-fast VERB [options]        (also: python -m setr_fast.VERB)", ""]
     lines += [f"  {name:10s} {text}" for name, (_, text) in VERBS.items()]
-    lines += ["", "`setr-fast VERB --help` lists the options. Exit codes: 0 ok, 2 usage or config, 3 data, 4 environment."]
+    lines += [
+        "",
+        "`setr-fast VERB --help` lists the options. Exit codes: 0 ok, 2 usage or config, 3 data, 4 environment.",
+    ]
     return "\n".join(lines)
 
 

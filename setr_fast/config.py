@@ -61,7 +61,9 @@ def recipe_path(name: str) -> Path:
     path = RECIPES / f"{name}.toml"
     if not path.is_file():
         known = recipe_names()
-        raise ConfigError(f"recipe: must be one of {', '.join(known) or 'none here'}, got {name}{_nearest(name, known)}")
+        raise ConfigError(
+            f"recipe: must be one of {', '.join(known) or 'none here'}, got {name}{_nearest(name, known)}"
+        )
     return path
 
 
@@ -80,7 +82,9 @@ def to_dict(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             out[item.name] = to_dict(value)
         else:
-            out[item.name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            out[item.name] = (
+                str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            )
     return out
 
 

@@ -17,7 +17,10 @@ PACKAGES = ("torch", "triton", "xformers", "numpy", "pillow", "safetensors", "py
 
 def doctor() -> str:
     """Return the report as text."""
-    lines = [f"python {platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"]
+    lines = [
+        f"python {platform.python_version()} on {platform.machine()}, "
+        f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+    ]
     lines += [f"  {name:12s} {_version(name)}" for name in PACKAGES]
     if torch.cuda.is_available():
         lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]

@@ -39,10 +39,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List the op x backend pairs that nothing exercised: green must not overstate."""
     import sys
 
-    registry = next((m for name, m in sys.modules.items() if name.endswith("test_registry") and hasattr(m, "exercised")), None)
+    registry = next(
+        (m for name, m in sys.modules.items() if name.endswith("test_registry") and hasattr(m, "exercised")), None
+    )
     if registry is None:
         return
     declared = {(op.name, b.name, b.device) for op in registry.OPS.values() for b in op.backends}
-    idle = sorted(f"{o}/{b} on {d}" for o, b, d in declared if (o, b) not in registry.exercised or (d == "cuda" and not torch.cuda.is_available()))
+    idle = sorted(
+        f"{o}/{b} on {d}"
+        for o, b, d in declared
+        if (o, b) not in registry.exercised or (d == "cuda" and not torch.cuda.is_available())
+    )
     if idle:
         terminalreporter.write_line(f"not exercised in this run: {', '.join(idle)}")

@@ -42,7 +42,9 @@ def _op_row(**changes: Any) -> dict[str, Any]:
     return row | changes
 
 
-def test_report_refuses_rows_of_a_dirty_tree_and_shows_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_refuses_rows_of_a_dirty_tree_and_shows_the_newest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "1.jsonl").write_text(json.dumps(_op_row()) + "\n" + json.dumps(_op_row(op="dirty", dirty=True)) + "\n")
     (tmp_path / "2.jsonl").write_text(json.dumps(_op_row(ratio={"median": 7.0, "p20": 6.0, "p80": 8.0})) + "\n")
     rows = report.read_rows(tmp_path)
@@ -61,7 +63,8 @@ def test_readme_holds_exactly_what_the_results_say() -> None:
 
 def test_a_run_becomes_a_row(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 5, "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 4.0}\n{"step": 5, "val/mIoU": 0.5}\n'
+        '{"step": 5, "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 4.0}\n'
+        '{"step": 5, "val/mIoU": 0.5}\n'
     )
     (tmp_path / "train.log").write_text("2026-01-01 10:00:00 a\n2026-01-01 10:30:30 b\n")
     scores = {"mIoU": 0.5, "aAcc": 0.6, "mAcc": 0.7, "IoU": {"sky": 0.5}, "majority_mIoU": 0.1, "images": 3}

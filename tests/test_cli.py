@@ -24,7 +24,12 @@ def test_every_verb_is_a_module(verb: str) -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; from setr_fast.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from setr_fast.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 

@@ -16,7 +16,9 @@ def _write(path: Path, text: str) -> Path:
 
 
 def test_file_lies_over_defaults_and_leaves_the_rest(tmp_path: Path) -> None:
-    file = _write(tmp_path / "a.toml", '[optim]\nlr = 3e-4\nname = "sgd"\n[data]\nroot = "x/y"\n[augment]\ncrop = [64, 96]\n')
+    file = _write(
+        tmp_path / "a.toml", '[optim]\nlr = 3e-4\nname = "sgd"\n[data]\nroot = "x/y"\n[augment]\ncrop = [64, 96]\n'
+    )
     config = read_config(file, Config())
     assert config.optim.lr == 3e-4
     assert config.optim.name == "sgd"
@@ -26,7 +28,7 @@ def test_file_lies_over_defaults_and_leaves_the_rest(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
-    file = _write(tmp_path / "a.toml", '[model]\ntaps = [1, 2, 3]\n[inference]\nscales = [0.5, 1.0]\nstride = [3, 4]\n')
+    file = _write(tmp_path / "a.toml", "[model]\ntaps = [1, 2, 3]\n[inference]\nscales = [0.5, 1.0]\nstride = [3, 4]\n")
     config = read_config(file, Config())
     assert read_config(_write(tmp_path / "b.toml", to_toml(config)), Config()) == config
 

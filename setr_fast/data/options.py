@@ -33,8 +33,9 @@ class DataConfig:
     """What a mask's stem has beyond its picture's, e.g. '_mask'."""
     check: Literal["full", "headers", "off"] = "full"
     """How much of every file is verified before the first step."""
-    workers: int = 0
-    """Processes that decode and augment; the results do not depend on it. 0: none but the trainer's own."""
+    workers: int | None = None
+    """Processes that decode and augment, per trainer; the results do not depend on it. 0: the trainer itself does;
+    none: 0 on a CPU, up to 8 with a GPU."""
     max_pixels: int = 200_000_000
     """Largest picture that is decoded, in pixels."""
     builtin_train: int = 512
@@ -47,7 +48,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.num_classes is not None and not 2 <= self.num_classes <= 254:
             raise ConfigError(f"data.num_classes: must be 2..254, got {self.num_classes}")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
         if min(self.builtin_train, self.builtin_val) < 1 or self.builtin_size < 32:
             raise ConfigError("data.builtin_*: at least one scene per split, and 32 pixels a side")

@@ -39,9 +39,10 @@ def predict(
 ) -> npt.NDArray[Any]:
     """Return the class of every pixel, at the picture's own upright size (or at ``out_size``).
 
-    ``model`` has a ``spec`` (classes, mean, std, image size) and returns logits at the size of its input. Mode auto
-    is the spec's ``inference_mode``, and where ``resize_short`` is not given it is the spec's; slide is windows of the training size, of which a picture that is no larger has
-    exactly one. Pictures smaller than what the model takes are padded with zeros, below and to the right.
+    ``model`` has a ``spec`` (classes, mean, std, image size) and returns logits at the size of its input. What the
+    configuration leaves open is the spec's: mode auto its ``inference_mode``, no ``resize_short`` its own. Slide is
+    windows of the training size, of which a picture that is no larger has exactly one. Pictures smaller than what the
+    model takes are padded with zeros, below and to the right.
 
     Shapes: image uint8 [H, W, 3] RGB, or a path or Pillow image; -> [H, W] uint8, uint16 above 256 classes.
     Raises: ShapeError for an array of another kind; DataError for a file that cannot be read; ConfigError for a

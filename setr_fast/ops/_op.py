@@ -257,14 +257,20 @@ def backend(choice: str) -> Iterator[None]:
     _FORCED.clear()
     _FORCED.update(_parse(choice))
     try:
-        known = {REFERENCE} | {n for op in OPS.values() for n in op.names()}
-        unknown = sorted(set(_FORCED.values()) - known) or sorted(set(_FORCED) - set(OPS) - {"*"})
-        if unknown:
-            raise BackendError(f"backend: must name {', '.join(sorted(known))}, got {', '.join(unknown)}")
+        check_forced("backend")
         yield
     finally:
         _FORCED.clear()
         _FORCED.update(before)
+
+
+def check_forced(where: str) -> None:
+    """Raise BackendError if what is forced is no backend of any op, or no op."""
+    known = {name for op in OPS.values() for name in op.names()}
+    if unknown := sorted(set(_FORCED.values()) - known):
+        raise BackendError(f"{where}: must name {', '.join(sorted(known))}, got {', '.join(unknown)}")
+    if unknown := sorted(set(_FORCED) - set(OPS) - {"*"}):
+        raise BackendError(f"{where}: there is no op {', '.join(unknown)}, only {', '.join(sorted(OPS))}")
 
 
 def _parse(choice: str) -> dict[str, str]:

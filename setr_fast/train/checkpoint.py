@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from setr_fast.errors import CheckpointError
 from setr_fast.files import atomic_folder
+from setr_fast.models.model import SegmentationModel
 from setr_fast.models.store import load_model, write_model
 from setr_fast.train.average import Average
 
@@ -53,7 +54,9 @@ def gather(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average 
     return {key: whole(value).cpu().contiguous() for key, value in tensors.items()}
 
 
-def restore(state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> None:
+def restore(
+    state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> None:
     """Put a gathered state back, sharding it as the parameters are; every tensor must be there and fit."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -71,9 +74,7 @@ def restore(state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.O
             optimizer.state[parameter][key[len(prefix) :]] = _like(value, parameter) if fits else value
 
 
-def save(
-    folder: Path, state: dict[str, Tensor], model: nn.Module, progress: Progress, *, keep: int
-) -> Path:
+def save(folder: Path, state: dict[str, Tensor], model: SegmentationModel, progress: Progress, *, keep: int) -> Path:
     """Write one checkpoint and delete all but the newest ``keep``. Only the first rank calls this.
 
     ``model`` is the plain model whose weights are to be evaluated; ``state`` comes from ``gather``.
@@ -104,10 +105,14 @@ def read(checkpoint: Path) -> tuple[dict[str, Tensor], Progress]:
         return state, Progress(facts["step"], facts["best_miou"], facts["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{checkpoint}: cannot be resumed from: {reason}; delete it to use the one before") from None
+        raise CheckpointError(
+            f"{checkpoint}: cannot be resumed from: {reason}; delete it to use the one before"
+        ) from None
     except Exception as error:  # safetensors raises a class of its own
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{checkpoint}: train_state.safetensors is damaged: {reason}; delete this folder") from None
+        raise CheckpointError(
+            f"{checkpoint}: train_state.safetensors is damaged: {reason}; delete this folder"
+        ) from None
 
 
 def start_weights(model: nn.Module, path: Path) -> None:
@@ -116,13 +121,17 @@ def start_weights(model: nn.Module, path: Path) -> None:
     own = model.state_dict()
     wrong = [n for n in own if n not in saved or saved[n].shape != own[n].shape] + [n for n in saved if n not in own]
     if wrong:
-        raise CheckpointError(f"{path}: does not fit this model in {len(wrong)} tensors, first {wrong[0]}; give the model's own options")
+        raise CheckpointError(
+            f"{path}: does not fit this model in {len(wrong)} tensors, first {wrong[0]}; give the model's own options"
+        )
     model.load_state_dict(saved)
 
 
 def _take(state: dict[str, Tensor], key: str, target: Tensor) -> Tensor:
     if key not in state:
-        raise CheckpointError(f"checkpoint: must hold {key}, and does not; the configuration differs from the run's own")
+        raise CheckpointError(
+            f"checkpoint: must hold {key}, and does not; the configuration differs from the run's own"
+        )
     if state[key].shape != target.shape:
         raise CheckpointError(f"checkpoint: {key} must be {tuple(target.shape)}, got {tuple(state[key].shape)}")
     return state[key].to(target.dtype)

@@ -32,7 +32,10 @@ def run(config: Config, argv: list[str]) -> int:
         resume_from = _resume_point(config, run_dir)
         scores = train(_prepare(config, run_dir, ranks), ranks, fsdp=config.fsdp, resume_from=resume_from)
         if ranks.is_first:
-            print(f"mIoU {scores['mIoU']:.4f}  best mIoU {scores['best_mIoU']:.4f}  checkpoint {scores['checkpoint']}", flush=True)
+            print(
+                f"mIoU {scores['mIoU']:.4f}  best mIoU {scores['best_mIoU']:.4f}  checkpoint {scores['checkpoint']}",
+                flush=True,
+            )
     return 0
 
 
@@ -81,10 +84,20 @@ def _prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:
         config=config.train,
         inference=config.inference,
         augment=TrainTransform(config.augment, model.spec.mean, model.spec.std),
-        workers=config.data.workers,
+        workers=_workers(config, ranks),
         run_dir=run_dir,
         settings=to_dict(config),
     )
+
+
+def _workers(config: Config, ranks: Ranks) -> int:
+    """A CPU's cores are busy with the network; with a GPU they are free, and shared by the trainers of this host."""
+    if config.data.workers is not None:
+        return config.data.workers
+    if ranks.device.type == "cpu":
+        return 0
+    trainers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, (os.cpu_count() or 1) // trainers))
 
 
 def _build(config: Config, source: Source) -> SegmentationModel:

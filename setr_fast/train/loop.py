@@ -21,8 +21,8 @@ from setr_fast.data.loader import Batch, train_batches
 from setr_fast.data.source import Source
 from setr_fast.data.transforms import TrainTransform
 from setr_fast.engine.evaluator import evaluate
-from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.gallery import write_gallery
+from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import SetrFastError
 from setr_fast.files import atomic_folder
 from setr_fast.models.model import SegmentationModel
@@ -41,7 +41,7 @@ class Training:
 
     model: SegmentationModel
     plain: SegmentationModel
-    """Unsharded model that is validated and saved; the same object as ``model`` where nothing is sharded or averaged."""
+    """Unsharded model that is validated and saved; ``model`` itself where nothing is sharded or averaged."""
     train_source: Source
     val_source: Source
     optim: OptimConfig

@@ -59,4 +59,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, c
 
 def _is_embedding(name: str) -> bool:
     """Position tables and class, distillation and mask-class tokens are not decayed."""
-    return any(part in name for part in ("pos_embed", "cls_token", "class_token", "dist_token", "cls_emb", "class_embed"))
+    return any(
+        part in name for part in ("pos_embed", "cls_token", "class_token", "dist_token", "cls_emb", "class_embed")
+    )

@@ -37,7 +37,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or self.min_lr < 0 or self.head_lr_multiplier <= 0:
-            raise ConfigError(f"optim: lr and head_lr_multiplier must be positive, got {self.lr}, {self.head_lr_multiplier}")
+            raise ConfigError(
+                f"optim: lr and head_lr_multiplier must be positive, got {self.lr}, {self.head_lr_multiplier}"
+            )
         if self.warmup_steps < 0:
             raise ConfigError(f"optim.warmup_steps: must be 0 or more, got {self.warmup_steps}")
 

@@ -20,7 +20,15 @@ class Reporter:
     """
 
     def __init__(
-        self, run_dir: Path, *, steps: int, first_step: int, batch_size: int, log_every: int, speaks: bool, tensorboard: bool
+        self,
+        run_dir: Path,
+        *,
+        steps: int,
+        first_step: int,
+        batch_size: int,
+        log_every: int,
+        speaks: bool,
+        tensorboard: bool,
     ) -> None:
         self.run_dir, self.steps, self.batch_size, self.log_every = run_dir, steps, batch_size, log_every
         self.speaks = speaks
@@ -46,7 +54,9 @@ class Reporter:
             self._task = self._bar.add_task("starting", total=self.steps, completed=self._first_step)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._events is not None:
@@ -79,7 +89,9 @@ class Reporter:
             mean = sum(x for x, _ in self._window) / len(self._window)
             self.record({"step": step, "train/loss": mean, "train/lr": lr, "train/images_per_second": rate})
             if self._bar is None:
-                self.line(f"step {step}/{self.steps}  loss {mean:.4f}  lr {lr:.2e}  {rate:.1f} images/s  left {_clock(left)}")
+                self.line(
+                    f"step {step}/{self.steps}  loss {mean:.4f}  lr {lr:.2e}  {rate:.1f} images/s  left {_clock(left)}"
+                )
             self._window.clear()
 
     def validation(self, step: int, scores: dict[str, Any]) -> None:
@@ -87,7 +99,9 @@ class Reporter:
         flat = {f"val/{k}": v for k, v in scores.items() if k != "IoU"}
         flat |= {f"val/IoU/{name}": value for name, value in scores["IoU"].items()}
         self.record({"step": step, **flat})
-        self.line(f"step {step}/{self.steps}  mIoU {scores['mIoU']:.4f}  aAcc {scores['aAcc']:.4f}  mAcc {scores['mAcc']:.4f}")
+        self.line(
+            f"step {step}/{self.steps}  mIoU {scores['mIoU']:.4f}  aAcc {scores['aAcc']:.4f}  mAcc {scores['mAcc']:.4f}"
+        )
 
     def record(self, values: dict[str, Any]) -> None:
         """Append one line of JSON; numbers that are not finite become null."""

@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [p for d in ("setr_fast", "csrc", "kernels", "benchmarks") for p in sorted((ROOT / d).rglob("*")) if p.suffix in {".py", ".cpp", ".cu", ".h", ".cuh"} and not p.is_symlink()]
+SOURCES = [
+    p
+    for d in ("setr_fast", "csrc", "kernels", "benchmarks")
+    for p in sorted((ROOT / d).rglob("*"))
+    if p.suffix in {".py", ".cpp", ".cu", ".h", ".cuh"} and not p.is_symlink()
+]
 
 
 def test_no_file_outgrows_its_subject() -> None:
@@ -33,7 +38,8 @@ def test_importing_the_package_loads_neither_torch_nor_kernels() -> None:
     code = (
         "import sys, setr_fast, setr_fast.cli\n"
         "setr_fast.list_models()\n"
-        "bad = [m for m in ('torch', 'triton', 'xformers', 'numpy', 'PIL', 'torchvision', 'timm') if m in sys.modules]\n"
+        "heavy = ('torch', 'triton', 'xformers', 'numpy', 'PIL', 'torchvision', 'timm')\n"
+        "bad = [m for m in heavy if m in sys.modules]\n"
         "sys.exit(f'imported: {bad}' if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -44,12 +50,14 @@ def test_everything_imports_without_the_optional_packages() -> None:
     """triton, xformers, pybind11, ninja and the compiled extension are each absent on someone's machine."""
     code = (
         "import sys\n"
-        "for name in ('triton', 'xformers', 'pybind11', 'ninja', 'pytest_benchmark', 'torchvision', 'timm', 'setr_fast._native'):\n"
+        "optional = ('triton', 'xformers', 'pybind11', 'ninja', 'pytest_benchmark', 'torchvision', 'timm')\n"
+        "for name in (*optional, 'setr_fast._native'):\n"
         "    sys.modules[name] = None\n"
         "import setr_fast, torch\n"
         "model = setr_fast.create_model('setr_pup_vit_t16', num_classes=3, image_size=32, depth=4, head_channels=8)\n"
         "model.eval()(torch.zeros(1, 3, 32, 32))\n"
-        "m = setr_fast.ops.confusion_matrix(torch.zeros(2, 2, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8), 2, 255)\n"
+        "z = torch.zeros(2, 2, dtype=torch.uint8)\n"
+        "m = setr_fast.ops.confusion_matrix(z, z, 2, 255)\n"
         "assert m.tolist() == [[4, 0], [0, 0]], m"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -25,7 +25,14 @@ ALLOWED: dict[str, set[str]] = {
 }
 FREE = {"cli", "report", "__init__", "__main__", "eval", "predict", "doctor"}
 EXCEPTIONS = {("models/model.py", "engine")}  # SegmentationModel.predict hands itself to the predictor
-LIGHT = ["cli.py", "config.py", "errors.py", "models/catalog.py", "models/spec.py", *(f"{p}/options.py" for p in ("data", "models", "engine", "train"))]
+LIGHT = [
+    "cli.py",
+    "config.py",
+    "errors.py",
+    "models/catalog.py",
+    "models/spec.py",
+    *(f"{p}/options.py" for p in ("data", "models", "engine", "train")),
+]
 
 
 def _modules() -> list[Path]:

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-
-from tests.models import fixture_maps
-from tests.models import fixture_specs
-
 from setr_fast.engine.views import View, class_map
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.store import fill_model
+from tests.models import fixture_maps, fixture_specs
 
 WINDOW, STRIDE = (64, 64), (42, 42)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.models.fixture_maps import head_of
-
 from setr_fast.models.spec import ModelSpec
+from tests.models.fixture_maps import head_of
 
 HALF = (127.5, 127.5, 127.5)
 

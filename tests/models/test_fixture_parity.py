@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.models import fixture_maps
-from tests.models import fixture_specs
 import numpy as np
 import pytest
 import torch
@@ -26,6 +24,7 @@ from setr_fast.models.store import fill_model
 from setr_fast.nn.conv import resize
 from setr_fast.nn.embed import fit_to_grid, tokens_to_map
 from setr_fast.nn.position import resize_positions
+from tests.models import fixture_maps, fixture_specs
 
 PUBLISHED = ("setr-official", "mmseg-setr", "paddleseg-setr", "paddlevit-setr")
 SETR = [f"{source}-{head}" for source in PUBLISHED for head in ("naive", "pup", "mla")]

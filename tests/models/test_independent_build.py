@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.models import independent
 import pytest
 import torch
 from torch import Tensor
 
 from setr_fast.models.model import SegmentationModel, create_model
+from tests.models import independent
 
 SMALL = {"width": 24, "num_heads": 3, "depth": 5, "patch_size": 8, "head_channels": 6, "decoder_width": 16}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

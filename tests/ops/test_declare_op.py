@@ -1,7 +1,10 @@
-"""The frame itself: a declared op differentiates and dispatches, and a wrong backend is caught by the generated tests."""
+"""The frame itself: a declared op differentiates and dispatches, and the generated tests catch a wrong backend."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +41,9 @@ def _backend(name: str, function: Any, **facts: Any) -> Backend:
 
 BACKENDS = (
     Backend("absent", _missing),
-    _backend("small_only", _reference, accepts=lambda x, f: ["takes up to four values, got more"] if x.numel() > 4 else []),
+    _backend(
+        "small_only", _reference, accepts=lambda x, f: ["takes up to four values, got more"] if x.numel() > 4 else []
+    ),
     _backend("double_only", _reference, dtypes=frozenset({torch.float64})),
     _backend("wrong", lambda x, factor: _reference(x, factor * 1.01)),
     _backend("wrong_dtype", lambda x, factor: _reference(x, factor).double()),
@@ -54,7 +59,10 @@ def op() -> Iterator[Op]:
         fake=lambda x, factor: torch.empty_like(x),
         save=_save,
         backward=_backward,
-        cases=lambda: [Case("small", lambda draw: (draw(3, 5), 2.0)), Case("large", lambda draw: (draw(64, 64), 2.0), bench=True)],
+        cases=lambda: [
+            Case("small", lambda draw: (draw(3, 5), 2.0)),
+            Case("large", lambda draw: (draw(64, 64), 2.0), bench=True),
+        ],
         cost=lambda x, factor: Cost(bytes=2 * x.nbytes, flops=2 * x.numel()),
         backends=BACKENDS,
     )
@@ -104,6 +112,23 @@ def test_forcing_one_op_leaves_the_others_alone_and_never_falls_back(op: Op) -> 
         op(*args)
     with setr_fast.backend("reference"):
         assert torch.equal(op(*args), _reference(*args))
+
+
+def test_the_environment_variable_forces_and_is_checked() -> None:
+    code = (
+        "import setr_fast, torch; z = torch.zeros(1, dtype=torch.uint8)\n"
+        "print(setr_fast.ops.OPS['confusion_matrix'].choose(z, z, 2, 255))"
+    )
+    for value, expected in (
+        ("reference", "reference"),
+        ("confusion_matrix=reference", "reference"),
+        ("warp", "must name"),
+        ("nop=reference", "no op nop"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "SETR_FAST_BACKEND": value}
+        )
+        assert expected in done.stdout + done.stderr, value
 
 
 def test_torch_compile_sees_one_op_without_a_graph_break(op: Op) -> None:

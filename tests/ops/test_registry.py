@@ -24,7 +24,10 @@ def _name(value: Any) -> str:
 
 
 def _floating(op: Op, case: Case) -> bool:
-    return any(isinstance(a, Tensor) and a.is_floating_point() and a.requires_grad is False for a in case.make(Draw.on())) and op.differentiable
+    return (
+        any(isinstance(a, Tensor) and a.is_floating_point() and a.requires_grad is False for a in case.make(Draw.on()))
+        and op.differentiable
+    )
 
 
 def _outputs(value: Any) -> list[Tensor]:
@@ -75,7 +78,9 @@ def test_registration_passes_opcheck(op: Op, case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "case"), [pytest.param(o, c, id=f"{o.name}-{c.name}") for o, c in SMALL if o.differentiable] or [pytest.param(None, None, id="none-yet")]
+    ("op", "case"),
+    [pytest.param(o, c, id=f"{o.name}-{c.name}") for o, c in SMALL if o.differentiable]
+    or [pytest.param(None, None, id="none-yet")],
 )
 def test_gradient_equals_autograd_of_the_reference(op: Op | None, case: Case | None) -> None:
     if op is None or case is None:

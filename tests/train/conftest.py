@@ -19,9 +19,18 @@ def tiny(tmp_path: Path) -> Callable[..., Config]:
     """Return a function that makes a configuration; its arguments go into [train]."""
 
     def make(run: str = "run", *, fsdp: bool = False, resume: bool = False, workers: int = 0, **train: Any) -> Config:
-        values: dict[str, Any] = {"steps": 6, "batch_size": 4, "validate_every": 3, "log_every": 1, "overlays": 2, "precision": "fp32"}
+        values: dict[str, Any] = {
+            "steps": 6,
+            "batch_size": 4,
+            "validate_every": 3,
+            "log_every": 1,
+            "overlays": 2,
+            "precision": "fp32",
+        }
         return Config(
-            model=ModelConfig(width=32, depth=4, num_heads=2, patch_size=8, head_channels=8, drop_path=0.2, dropout=0.1),
+            model=ModelConfig(
+                width=32, depth=4, num_heads=2, patch_size=8, head_channels=8, drop_path=0.2, dropout=0.1
+            ),
             data=DataConfig(builtin_train=12, builtin_val=4, builtin_size=32, workers=workers),
             augment=AugmentConfig(crop=(32, 32)),
             optim=OptimConfig(warmup_steps=2),

@@ -82,12 +82,30 @@ def test_a_fault_stops_training_before_the_first_step(
     assert not run_dir.exists(), "nothing is left behind"
 
 
-def test_a_sound_folder_trains_evaluates_and_predicts(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_folder_trains_evaluates_and_predicts(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir, out = tmp_path / "run", tmp_path / "out"
     small = ["--model.width", "32", "--model.depth", "2", "--model.num-heads", "2", "--model.head-channels", "8"]
     sizes = ["--augment.crop", "32", "32", "--train.steps", "2", "--train.batch-size", "2"]
     assert main(["train", "--data.root", str(root), "--run-dir", str(run_dir), *small, *sizes]) == 0
-    assert main(["eval", "--checkpoint", str(run_dir), "--data.root", str(root), "--out", str(tmp_path / "m.json"), "--scales", "0.5,1.0", "--flip"]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                "--checkpoint",
+                str(run_dir),
+                "--data.root",
+                str(root),
+                "--out",
+                str(tmp_path / "m.json"),
+                "--scales",
+                "0.5,1.0",
+                "--flip",
+            ]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert all(name in text for name in ("sky", "road", "tree", "mIoU"))
     assert main(["predict", "--checkpoint", str(run_dir), "--out", str(out), str(root / "val" / "images")]) == 0
@@ -97,7 +115,9 @@ def test_a_sound_folder_trains_evaluates_and_predicts(root: Path, tmp_path: Path
     assert np.array(Image.open(out / "a.png")).max() < 3
 
 
-def test_an_unwritable_run_folder_is_the_environments_fault(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_run_folder_is_the_environments_fault(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert main(["train", "--data.root", str(root), "--run-dir", str(blocked / "run")]) == 4

@@ -10,7 +10,14 @@ from setr_fast.train.optimizer import build_optimizer, learning_rate, parameter_
 from setr_fast.train.options import OptimConfig
 
 SETR = OptimConfig(
-    name="sgd", lr=0.01, min_lr=1e-4, head_lr_multiplier=10, warmup_steps=0, weight_decay=0.0, momentum=0.9, decay_all=True
+    name="sgd",
+    lr=0.01,
+    min_lr=1e-4,
+    head_lr_multiplier=10,
+    warmup_steps=0,
+    weight_decay=0.0,
+    momentum=0.9,
+    decay_all=True,
 )
 
 

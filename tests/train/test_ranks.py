@@ -24,17 +24,33 @@ def _losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("flags", [["--fsdp"], ["--no-fsdp"]], ids=["fsdp", "replicas"])
-def test_two_ranks_under_torchrun_follow_one_rank(tiny: Callable[..., Config], tmp_path: Path, flags: list[str]) -> None:
+def test_two_ranks_under_torchrun_follow_one_rank(
+    tiny: Callable[..., Config], tmp_path: Path, flags: list[str]
+) -> None:
     """Without batch norm, two ranks with half the batch each take the steps that one rank takes."""
     config = tiny("one", steps=4, validate_every=4)
-    model = replace(config.model, name="segmenter_linear_vit_t16", dropout=0.0, drop_path=0.0, loss_averaging="all", head_channels=None)
+    model = replace(
+        config.model,
+        name="segmenter_linear_vit_t16",
+        dropout=0.0,
+        drop_path=0.0,
+        loss_averaging="all",
+        head_channels=None,
+    )
     config = replace(config, model=model)
     run(config, [])
     file = tmp_path / "c.toml"
     file.write_text(to_toml(replace(config, run_dir=None)))
     argv = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "setr_fast.train"]
     argv += ["--config", str(file), "--run-dir", str(tmp_path / "two"), *flags]
-    done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, *argv],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert config.run_dir is not None
     one, two = _losses(config.run_dir), _losses(tmp_path / "two")
@@ -45,7 +61,20 @@ def test_two_ranks_under_torchrun_follow_one_rank(tiny: Callable[..., Config], t
 def test_nproc_starts_the_ranks_itself(tiny: Callable[..., Config], tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(to_toml(replace(tiny(steps=2, validate_every=2), run_dir=None)))
-    argv = [sys.executable, "-m", "setr_fast.train", "--config", str(file), "--run-dir", str(tmp_path / "run"), "--fsdp", "--nproc", "2"]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    argv = [
+        sys.executable,
+        "-m",
+        "setr_fast.train",
+        "--config",
+        str(file),
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--fsdp",
+        "--nproc",
+        "2",
+    ]
+    done = subprocess.run(
+        argv, cwd=ROOT, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()

@@ -40,7 +40,14 @@ def test_a_run_leaves_what_the_contract_names(tiny: Make, capsys: pytest.Capture
     assert run(config, []) == 0
     folder = config.run_dir
     assert folder is not None
-    assert {p.name for p in folder.iterdir()} == {"config.toml", "metrics.jsonl", "train.log", "checkpoints", "best", "overlays"}
+    assert {p.name for p in folder.iterdir()} == {
+        "config.toml",
+        "metrics.jsonl",
+        "train.log",
+        "checkpoints",
+        "best",
+        "overlays",
+    }
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert "mIoU" in last
     assert str(folder / "best") in last
@@ -93,7 +100,17 @@ def test_accumulation_changes_memory_not_the_gradient(tiny: Make) -> None:
     results = []
     for parts in (1, 2):
         config = tiny(f"parts{parts}", steps=2, validate_every=2, accumulate=parts)
-        config = replace(config, model=replace(config.model, name="segmenter_linear_vit_t16", dropout=0.0, drop_path=0.0, loss_averaging="all", head_channels=None))
+        config = replace(
+            config,
+            model=replace(
+                config.model,
+                name="segmenter_linear_vit_t16",
+                dropout=0.0,
+                drop_path=0.0,
+                loss_averaging="all",
+                head_channels=None,
+            ),
+        )
         run(config, [])
         assert config.run_dir is not None
         results.append(_state(config.run_dir, 2))
@@ -138,7 +155,12 @@ def test_only_the_newest_checkpoints_are_kept(tiny: Make) -> None:
 def test_a_loss_that_is_not_finite_stops_with_the_samples_names(tiny: Make) -> None:
     config = tiny()
     with pytest.raises(SetrFastError, match=r"loss is nan on .*; the newest checkpoint is untouched"):
-        run(replace(config, optim=replace(config.optim, lr=1e30, warmup_steps=0), train=replace(config.train, clip_norm=0.0)), [])
+        run(
+            replace(
+                config, optim=replace(config.optim, lr=1e30, warmup_steps=0), train=replace(config.train, clip_norm=0.0)
+            ),
+            [],
+        )
 
 
 def test_start_weights_come_from_a_saved_model(tiny: Make) -> None:
@@ -163,7 +185,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny: Make, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(to_toml(replace(config, run_dir=None)))
     argv = [sys.executable, "-m", "setr_fast.train", "--config", str(file), "--run-dir", str(tmp_path / "run")]
-    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 90
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and time.monotonic() < deadline:
