@@ -1,7 +1,7 @@
 """``python -m benchmarks.record_run NAME RUN_DIR METRICS.json``: keep a finished training run as a row of the results.
 
-METRICS.json is what ``setr-fast eval --out`` wrote for the run's best model. Minutes are those of ``train.log``, from its
-first line to its last, with validations and checkpoints.
+METRICS.json is what ``setr-fast eval --out`` wrote for the run's best model. Minutes are those of ``train.log``, from
+its first line to its last, with validations and checkpoints.
 """
 
 from __future__ import annotations
