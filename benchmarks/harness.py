@@ -57,7 +57,7 @@ def ratio(baseline: list[float], ours: list[float]) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """Return what a figure must be read with: card or CPU, versions, commit, whether the tree was clean, load."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "machine": gpu or f"{capabilities.get('cpu_name', platform.machine())}, {os.cpu_count()} cores",
         "folder": (gpu or "cpu").lower().replace(" ", "-"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -64,74 +65,89 @@ def train(run: Training, ranks: Ranks, *, fsdp: bool, resume_from: Path | None) 
     """Train to the last step and return the final scores with ``checkpoint``, the best model's folder."""
     config, model = run.config, run.model
     step_loss = shard(model, ranks) if fsdp else _replicate(model, ranks)
-    optimizer = build_optimizer(model, run.optim)
-    average = Average(model, config.ema) if config.ema else None
-    first_step, best = 0, -1.0
+    state = _State(model, build_optimizer(model, run.optim), Average(model, config.ema) if config.ema else None)
     if resume_from is not None:
-        state, progress = checkpoint.read(resume_from)
-        checkpoint.restore(state, model, optimizer, average)
-        first_step, best = progress.step, progress.best_miou
-        del state
-
-    batches = train_batches(
-        run.train_source,
-        run.augment,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        first_step=first_step,
-        last_step=config.steps,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        workers=run.workers,
-    )
+        state.restore(resume_from)
+    validate_every = config.validate_every or math.ceil(config.steps / 5)
+    save_every = config.save_every or validate_every
     reporter = Reporter(
         run.run_dir,
         steps=config.steps,
-        first_step=first_step,
+        first_step=state.step,
         batch_size=config.batch_size,
         log_every=config.log_every,
         speaks=ranks.is_first,
         tensorboard=config.tensorboard,
     )
-    validate_every = config.validate_every or config.steps
-    save_every = config.save_every or validate_every
     scores: dict[str, Any] = {}
     with reporter, _stop_requests() as stop:
         started = time.perf_counter()
-        for step, batch in enumerate(batches, first_step):
-            lr = set_learning_rate(optimizer, step, config.steps, run.optim)
-            torch.manual_seed(_mix(config.seed, step, ranks.rank))  # dropout: the same after a resume
-            loss = _step(model, step_loss, optimizer, batch, config, ranks)
-            if average is not None:
-                average.update(model, step)
-            done = step + 1
-            now = time.perf_counter()
-            reporter.step(done, loss, lr, now - started)
+        for batch in _batches(run, ranks, state.step):
+            lr = set_learning_rate(state.optimizer, state.step, config.steps, run.optim)
+            torch.manual_seed(_mix(config.seed, state.step, ranks.rank))  # dropout: the same after a resume
+            loss = _step(model, step_loss, state.optimizer, batch, config, ranks)
+            state.advance()
+            reporter.step(state.step, loss, lr, time.perf_counter() - started)
+            last = state.step == config.steps
             stopping = ranks.any(bool(stop))
-            validating = (done % validate_every == 0 or done == config.steps) and not stopping
-            saving = done % save_every == 0 or done == config.steps or stopping
-            if validating or saving:
-                state = checkpoint.gather(model, optimizer, average)
-                _load_plain(run, state, average, ranks)
+            validating = (last or state.step % validate_every == 0) and not stopping
+            saving = last or stopping or state.step % save_every == 0
+            tensors = _publish(run, state, ranks) if validating or saving else {}
             if validating:
                 scores = _validate(run, ranks)
-                reporter.validation(done, scores)
-                if scores["mIoU"] > best and ranks.is_first:
-                    _save_best(run, scores, done)
-                best = max(best, scores["mIoU"])
+                reporter.validation(state.step, scores)
+                if scores["mIoU"] > state.best_miou and ranks.is_first:
+                    _save_best(run, scores, state.step)
+                state.best_miou = max(state.best_miou, scores["mIoU"])
             if saving and ranks.is_first:
-                place = checkpoint.Progress(done, best, run.settings)
-                checkpoint.save(run.run_dir / "checkpoints", state, run.plain, place, keep=config.keep)
+                place = checkpoint.Progress(state.step, state.best_miou, run.settings)
+                checkpoint.save(run.run_dir / "checkpoints", tensors, run.plain, place, keep=config.keep)
             if stopping:
                 ranks.barrier()
                 raise Interrupted(
-                    f"stopped after step {done} of {config.steps}, state saved; "
+                    f"stopped after step {state.step} of {config.steps}, state saved; "
                     f"go on with: python -m setr_fast.train --run-dir {run.run_dir} --resume"
                 )
             started = time.perf_counter()  # validation and saving are not training time
     if not scores:  # resumed after the last step
+        _publish(run, state, ranks)
         scores = _validate(run, ranks)
-    return scores | {"best_mIoU": best, "checkpoint": str(run.run_dir / "best")}
+    return scores | {"best_mIoU": state.best_miou, "checkpoint": str(run.run_dir / "best")}
+
+
+@dataclass
+class _State:
+    """What changes from step to step; ``step`` is the number of steps done."""
+
+    model: SegmentationModel
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    step: int = 0
+    best_miou: float = -1.0
+
+    def restore(self, saved: Path) -> None:
+        tensors, progress = checkpoint.read(saved)
+        checkpoint.restore(tensors, self.model, self.optimizer, self.average)
+        self.step, self.best_miou = progress.step, progress.best_miou
+
+    def advance(self) -> None:
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        self.step += 1
+
+
+def _batches(run: Training, ranks: Ranks, first_step: int) -> Iterator[Batch]:
+    return train_batches(
+        run.train_source,
+        run.augment,
+        batch_size=run.config.batch_size,
+        seed=run.config.seed,
+        first_step=first_step,
+        last_step=run.config.steps,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        workers=run.workers,
+    )
 
 
 def shard(model: SegmentationModel, ranks: Ranks) -> nn.Module:
@@ -206,19 +222,25 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Return whether this device multiplies bf16 matrices in hardware faster than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch we take
+    return bool(capabilities.get("amx_bf16"))
 
 
-def _load_plain(run: Training, state: dict[str, Tensor], average: Average | None, ranks: Ranks) -> None:
-    """Bring the unsharded model up to date: averaged weights where there are any, batch statistics over all ranks."""
-    kind = "weights" if average is None else "average"
+def _publish(run: Training, state: _State, ranks: Ranks) -> dict[str, Tensor]:
+    """Bring the unsharded model up to date and return all tensors in full (a collective).
+
+    It gets averaged weights where there are any, and batch statistics averaged over all ranks.
+    """
+    tensors = checkpoint.gather(state.model, state.optimizer, state.average)
+    kind = "weights" if state.average is None else "average"
     with torch.no_grad():
         for name, parameter in run.plain.named_parameters():
             if run.plain is not run.model:
-                parameter.copy_(state[f"{kind}/{name}"])
+                parameter.copy_(tensors[f"{kind}/{name}"])
         for name, buffer in run.plain.named_buffers():
-            value = state[f"buffers/{name}"].to(buffer.device)
+            value = tensors[f"buffers/{name}"].to(buffer.device)
             buffer.copy_(ranks.mean(value) if value.is_floating_point() else value)
+    return tensors
 
 
 def _validate(run: Training, ranks: Ranks) -> dict[str, Any]:
@@ -245,6 +267,9 @@ def _stop_requests() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield received
+        return
     before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received

@@ -63,7 +63,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, sample order, augmentation and dropout."""
     validate_every: int = 0
-    """Steps between validations; 0: only at the end."""
+    """Steps between validations, of which the last step is always one; 0: five a run."""
     save_every: int = 0
     """Steps between checkpoints; 0: with every validation."""
     keep: int = 2
