@@ -41,6 +41,7 @@ $(VENV)/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e .
+	@$(BIN)/python -m setr_fast.doctor | sed -n '/compiled extension/,/^$$/p'
 	touch $@
 
 $(VENV)/test-tools: $(VENV)/installed

@@ -77,19 +77,25 @@ def _train(argv: list[str]) -> int:
 
 def _train_defaults(argv: list[str]) -> TrainArguments:
     """Lay recipe and file (or, on --resume, the run's own configuration) over the defaults."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "config", "run-dir"):
-        finder.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"))
-    finder.add_argument("--resume", action="store_true")
-    found, _ = finder.parse_known_args(argv)
     base = Config()
-    if found.recipe:
-        base = read_config(recipe_path(found.recipe), base)
-    if found.config:
-        base = read_config(Path(found.config), base)
-    elif found.resume and found.run_dir and (Path(found.run_dir) / "config.toml").is_file():
-        base = read_config(Path(found.run_dir) / "config.toml", base)
+    run_dir, config = _given(argv, "run-dir"), _given(argv, "config")
+    if recipe := _given(argv, "recipe"):
+        base = read_config(recipe_path(recipe), base)
+    if config:
+        base = read_config(Path(config), base)
+    elif "--resume" in argv and run_dir and (Path(run_dir) / "config.toml").is_file():
+        base = read_config(Path(run_dir) / "config.toml", base)
     return TrainArguments(**{item.name: getattr(base, item.name) for item in dataclasses.fields(Config)})
+
+
+def _given(argv: list[str], name: str) -> str | None:
+    """Return an option's value before the arguments are parsed: it decides what their defaults are."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest="value")
+    try:
+        return finder.parse_known_args(argv)[0].value
+    except SystemExit:  # the value is missing: the real parser says so better
+        return None
 
 
 # ---- eval and predict ----------------------------------------------------------------------------------------------
@@ -112,11 +118,22 @@ class EvalArguments:
 
 
 def _eval(argv: list[str]) -> int:
-    a = _parse(EvalArguments, argv, "eval")
+    run = _run_of(_given(argv, "checkpoint"))
+    default = EvalArguments(tyro.MISSING, run.data, run.inference, split=run.data.val_split)
+    a = _parse(EvalArguments, argv, "eval", default=default)
     from setr_fast.engine.commands import eval_command
 
     eval_command(a.checkpoint, a.data, a.inference, split=a.split, out=a.out, device=a.device)
     return EXIT_OK
+
+
+def _run_of(checkpoint: str | None) -> Config:
+    """Return the configuration of the run that a checkpoint belongs to, so that it is used as it was validated."""
+    place = Path(checkpoint or "")
+    for folder in (place, *list(place.absolute().parents)[:2]):  # the run folder, best/, checkpoints/step_*/
+        if checkpoint and (folder / "config.toml").is_file():
+            return read_config(folder / "config.toml", Config())
+    return Config()
 
 
 @dataclass(frozen=True)
@@ -135,7 +152,9 @@ class PredictArguments:
 
 
 def _predict(argv: list[str]) -> int:
-    a = _parse(PredictArguments, argv, "predict")
+    run = _run_of(_given(argv, "checkpoint"))
+    default = PredictArguments(tyro.MISSING, tyro.MISSING, tyro.MISSING, run.inference)
+    a = _parse(PredictArguments, argv, "predict", default=default)
     if not a.inputs:
         raise ConfigError("predict: needs at least one picture, folder or video; see --help")
     from setr_fast.engine.commands import predict_command
@@ -174,7 +193,13 @@ def _data(argv: list[str]) -> int:
     return check_command(config)
 
 
+@dataclass(frozen=True)
+class NoArguments:
+    """Takes no options."""
+
+
 def _models(argv: list[str]) -> int:
+    _parse(NoArguments, argv, "models")
     from setr_fast.models.catalog import list_models
 
     print("\n".join(list_models()))
@@ -182,6 +207,7 @@ def _models(argv: list[str]) -> int:
 
 
 def _recipes(argv: list[str]) -> int:
+    _parse(NoArguments, argv, "recipes")
     from setr_fast.config import recipe_names
 
     for name in recipe_names():
@@ -190,6 +216,7 @@ def _recipes(argv: list[str]) -> int:
 
 
 def _doctor(argv: list[str]) -> int:
+    _parse(NoArguments, argv, "doctor")
     from setr_fast.report import doctor
 
     print(doctor())

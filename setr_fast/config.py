@@ -6,9 +6,7 @@ Precedence: default < recipe < file < flag. A key that does not exist is an erro
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 from setr_fast.data.options import AugmentConfig, DataConfig
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import ConfigError
+from setr_fast.fields import coerce, nearest
 from setr_fast.models.options import ModelConfig
 from setr_fast.train.options import OptimConfig, TrainConfig
 
@@ -61,9 +60,7 @@ def recipe_path(name: str) -> Path:
     path = RECIPES / f"{name}.toml"
     if not path.is_file():
         known = recipe_names()
-        raise ConfigError(
-            f"recipe: must be one of {', '.join(known) or 'none here'}, got {name}{_nearest(name, known)}"
-        )
+        raise ConfigError(f"recipe: must be one of {', '.join(known) or 'none here'}, got {name}{nearest(name, known)}")
     return path
 
 
@@ -101,42 +98,12 @@ def _overlay(base: T, values: dict[str, Any], where: str) -> T:
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}{_nearest(name, list(hints))}")
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(name, hints)}")
         old = getattr(base, name)
         if dataclasses.is_dataclass(old):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}: {key} must be a table, got {value!r}")
             changes[name] = _overlay(old, value, f"{where}: [{key}]")
         else:
-            changes[name] = _convert(value, hints[name], f"{where}: {key}")
+            changes[name] = coerce(f"{where}: {key}", hints[name], value)
     return dataclasses.replace(base, **changes)  # type: ignore[type-var]
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        hint = next(a for a in args if a is not type(None))
-        return _convert(value, hint, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} must be a list, got {value!r}")
-        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
-        if len(kinds) != len(value):
-            raise ConfigError(f"{where} must have {len(kinds)} values, got {value!r}")
-        return tuple(_convert(v, k, where) for v, k in zip(value, kinds, strict=True))
-    if origin is typing.Literal:
-        if value not in args:
-            raise ConfigError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
-        return value
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}")
-    return value
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""

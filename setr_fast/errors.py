@@ -7,6 +7,7 @@ EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_ENVIRONMENT = 4
+EXIT_DIVERGED = 5
 EXIT_INTERRUPTED = 130
 
 
@@ -38,6 +39,12 @@ class CheckpointError(SetrFastError, ValueError):
     """A checkpoint is missing, cut off, or does not fit."""
 
     exit_code = EXIT_DATA
+
+
+class DivergedError(SetrFastError, ArithmeticError):
+    """Training ran into a loss that is not a number."""
+
+    exit_code = EXIT_DIVERGED
 
 
 class BackendError(SetrFastError, RuntimeError):

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from setr_fast.data.classes import IGNORED, ClassTable
+from setr_fast.data.classes import BINARY_REMEDY, IGNORED, ClassTable
 from setr_fast.data.decode import image_header, load_mask, mask_header, read_image
 from setr_fast.data.faults import Fault as Fault
 from setr_fast.data.faults import FaultError, some
@@ -27,7 +27,14 @@ from setr_fast.data.options import DataConfig
 from setr_fast.data.report import Report as Report
 from setr_fast.data.report import SplitFacts
 from setr_fast.data.report import format_report as format_report
-from setr_fast.data.source import THREADS, classes_of_ids, largest_training_id, size_fault, stated_classes
+from setr_fast.data.source import (
+    THREADS,
+    classes_of_ids,
+    count_classes,
+    largest_training_id,
+    size_fault,
+    stated_classes,
+)
 from setr_fast.errors import EXIT_DATA, EXIT_OK
 
 logger = logging.getLogger("setr_fast")
@@ -57,7 +64,8 @@ def check_folder(
 ) -> Report:
     """Read every file of a data folder and report all that is wrong with it.
 
-    ``splits``: those to look at, else all that are found. ``level``: full decodes every file, headers reads the
+    ``splits``: those to look at, else all that are found, and those to train and validate on, which then must be there.
+    ``level``: full decodes every file, headers reads the
     first bytes, off looks at names only. ``progress`` is called with (files done, files in all).
     """
     if not isinstance(config, DataConfig):
@@ -65,12 +73,9 @@ def check_folder(
     root = config.root
     assert root is not None, "the built-in scenes need no check"
     report = Report(root)
-    named = list(splits) if splits is not None else find_splits(root)
+    flags = _flags(config)
+    named = list(splits) if splits is not None else _every_split(root, flags, report)
     if not named:
-        try:
-            find_layout(root, config.train_split)
-        except FaultError as error:
-            report.faults.append(error.fault)
         return report
     table_is_bad = False
     try:
@@ -78,9 +83,9 @@ def check_folder(
     except FaultError as error:
         report.faults.append(error.fault)
         table_is_bad = True
-    scans = {split: scan_split(root, split, config.mask_suffix) for split in named}
+    scans = {split: scan_split(root, split, config.mask_suffix, flags.get(split, "")) for split in named}
     for split, scan in scans.items():
-        optional = splits is None and split not in (config.train_split, config.val_split)
+        optional = splits is None and split not in flags
         if optional and not has_masks(root, split):
             where = scan.faults[0]
             scan.faults = [Fault(where.path, where.what, "leave it so if the split is for predict only", "warning")]
@@ -97,6 +102,27 @@ def check_folder(
         report.splits.append(facts)
         _judge(config, report, facts, inspected[split], largest_file)
     return report
+
+
+def _flags(config: DataConfig) -> dict[str, str]:
+    """Return the splits that training needs, with the options that name them."""
+    return {config.val_split: "--data.val-split", config.train_split: "--data.train-split"}
+
+
+def _every_split(root: Path, flags: dict[str, str], report: Report) -> list[str]:
+    """Return all splits of a data folder; that one is missing which training needs is a fault of the report."""
+    found = find_splits(root)
+    if found and not any(split in flags or has_masks(root, split) for split in found):
+        return found  # pictures without masks, for predict
+    for split in reversed(flags):
+        if split in found:
+            continue
+        try:
+            find_layout(root, split, flags[split])
+            found.append(split)  # made of a split list that has no usual name
+        except FaultError as error:
+            report.faults += [error.fault] if error.fault not in report.faults else []
+    return found
 
 
 def _run(
@@ -154,8 +180,17 @@ def _inspect(
 def _counted(
     config: DataConfig, inspected: Mapping[str, list[_Inspection]], report: Report
 ) -> tuple[ClassTable | None, Path | None]:
-    """Count the classes as training would, from what was read already; also return the mask with the largest id."""
+    """Count the classes as ``open_source`` does; also return the mask with the largest id.
+
+    What was read already is not read again: the training split counts, which is nearly always among it.
+    """
     assert config.root is not None
+    if config.train_split not in inspected and has_masks(config.root, config.train_split):
+        try:
+            return count_classes(config, config.train_split), None
+        except FaultError as error:
+            report.faults.append(error.fault)
+            return None, None
     split = config.train_split if inspected.get(config.train_split) else next(iter(inspected))
     largest = {
         inspection.sample.mask: largest_training_id(config, list(inspection.counts))
@@ -177,6 +212,7 @@ def _judge(
     """Add what the ids of a split mean, once the classes are known, to facts and faults."""
     reader = MaskReader.of(config, report.classes) if report.classes is not None else None
     totals: Counter[int] = Counter()
+    judged = 0
     suspects: dict[str, list[Path]] = {"binary": [], "ignored": [], "palette": []}
     for inspection in inspections:
         report.faults += inspection.faults
@@ -187,6 +223,7 @@ def _judge(
         if fault is not None:
             report.faults.append(fault)
             continue
+        judged += 1
         totals.update(inspection.counts)
         used = {int(reader.lookup[value]) for value in inspection.counts}
         if set(inspection.counts) == {0, 255} and reader.lookup[255] == IGNORED:
@@ -206,7 +243,17 @@ def _judge(
         facts.class_pixels = [trained[index] for index in range(reader.classes.num_classes)]
         facts.ignored_share = trained[IGNORED] / pixels
         facts.share_255 = totals[255] / pixels
+        if trained[IGNORED] == pixels and judged == len(inspections) and facts.name in _flags(config):
+            report.faults.append(_all_ignored(config, report, facts.name, suspects))
+            return
     report.faults += _warnings(config, report, facts, suspects, largest_file)
+
+
+def _all_ignored(config: DataConfig, report: Report, split: str, suspects: Mapping[str, list[Path]]) -> Fault:
+    purpose = "learn from" if split == config.train_split else "score"
+    what = f"split '{split}' must label some pixels, got ignored ones only: nothing to {purpose} in split {split}"
+    remedy = "label it, or correct what is ignored (class table, --data.ignore-index, --data.label-offset)"
+    return Fault(report.root, what, BINARY_REMEDY if suspects["binary"] else remedy)
 
 
 def _palette_disagrees(reader: MaskReader, colours: Mapping[int, tuple[int, ...]]) -> bool:
@@ -232,7 +279,7 @@ def _warnings(
     said = {
         "binary": (
             "mask should use 255 for 'ignore' only, got the ids 0 and 255 alone",
-            "store 0 and 1 if 255 is meant as a class",
+            f"if 255 is meant as a class, {BINARY_REMEDY}",
         ),
         "ignored": ("mask should have pixels to learn from, got ignored ones only", "remove the pair, or label it"),
         "palette": (
@@ -246,7 +293,10 @@ def _warnings(
         if paths:
             others = f" (and so do {len(paths) - 1} more masks of '{facts.name}')" if len(paths) > 1 else ""
             faults.append(Fault(paths[0], what + others, remedy, "warning"))
-    if facts.share_255 > _MUCH_255:
+    ignores_255 = report.classes is not None and (
+        report.classes.lookup(config.label_offset, config.ignore_index)[255] == IGNORED
+    )
+    if ignores_255 and facts.share_255 is not None and facts.share_255 > _MUCH_255:
         what = f"split '{facts.name}' should label most pixels, got the id 255 in {facts.share_255:.0%} of them"
         faults.append(Fault(report.root, what, "check that 255 means 'ignore' here", "warning"))
     training = facts.name in (config.train_split, "train", "training") or len(report.splits) == 1
@@ -273,18 +323,23 @@ def check_command(config: DataConfig) -> int:
     return EXIT_DATA if report.errors else EXIT_OK
 
 
-def verify(config: DataConfig, splits: Sequence[str] | None = None, level: Level | None = None) -> None:
-    """Check the splits that a run uses, before its first step; built-in scenes pass.
+def verify(config: DataConfig, splits: Sequence[str] | None = None, level: Level | None = None) -> Report | None:
+    """Check the splits that a run uses, before its first step; return what is known of them.
+
+    ``classes`` of the report are for ``open_source``, so that no mask is read twice to count them; they are missing
+    where level headers leaves them to be counted. Built-in scenes pass, as does everything at level off, without a
+    report.
 
     Raises: DataError with one line: the first faulty file, what to do, and how many faults more there are.
     """
     level = config.check if level is None else level
     if config.root is None or level == "off":
-        return
+        return None
     wanted = list(dict.fromkeys(splits if splits is not None else (config.train_split, config.val_split)))
     report = check_folder(config, wanted, level)
-    blocking = [fault for fault in report.errors if fault not in report.strays]
+    blocking = [fault for fault in dict.fromkeys(report.errors) if fault not in report.strays]
     if blocking:
         raise FaultError(blocking[0], len(blocking) - 1, config.root)
     for fault in report.strays + report.warnings:
         logger.warning("%s", fault.line())
+    return report

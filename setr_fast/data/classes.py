@@ -2,7 +2,8 @@
 
 A table has one row per id: ``id, name, r, g, b, ignore``. Colours may be left out (all or none), ``ignore`` too.
 Classes are numbered 0, 1, 2, ... in the order of their ids; rows with ``ignore = 1`` name ids that carry no loss
-and no score. Every id from the first (0 or 1) to the last class needs a row, so that none is forgotten.
+and no score. Every id from the first (0 or 1) to the last class needs a row, so that none is forgotten; only 255
+may stand alone at the end, for masks of 0 and 255. 255 is ignored unless a row makes it a class.
 Ids are meant after ``data.label_offset`` was added.
 
 json and toml hold ``classes``: rows as above (``color = [r, g, b]``, also spelled ``colour``), or names alone.
@@ -29,6 +30,9 @@ IGNORED = 255
 ILLEGAL = 254
 """Mark of a stored id that means nothing; never reaches a loss."""
 MOST_CLASSES = 254
+
+BINARY_REMEDY = "give a class table (classes.csv: id,name) with the lines 0,background and 255,object, or store 0 and 1"
+"""What to do about masks of 0 and 255, which would count as one class and pixels to ignore."""
 
 _COLUMNS = {"id", "name", "r", "g", "b", "ignore"}
 
@@ -242,11 +246,12 @@ def _check_ids(path: Path, ids: list[int], listed: Mapping[int, str]) -> None:
     if ids[0] < 0 or ids[-1] > 65535:
         bad = ids[0] if ids[0] < 0 else ids[-1]
         raise _fault(path, f"{listed[bad]}: id of a class must be 0..65535, got {bad}", "renumber it or ignore it")
-    missing = [str(value) for value in range(1, ids[-1]) if value not in listed]
+    last = ids[-2] if ids[-1] == IGNORED else ids[-1]
+    missing = [str(value) for value in range(1, last) if value not in listed]
     if missing:
         raise _fault(
             path,
-            f"ids must have no gap, got no row for id {some(missing)}, though {listed[ids[-1]]} has id {ids[-1]}",
+            f"ids must have no gap, got no row for id {some(missing)}, though {listed[last]} has id {last}",
             "renumber the classes, or add the missing ids with ignore = 1",
         )
 

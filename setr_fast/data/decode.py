@@ -4,7 +4,7 @@ Pictures become 8-bit RGB, upright:
   the format is told by the content, never by the suffix; EXIF orientation is applied (invalid or unreadable: upright);
   16 bits per channel keep their high byte; grey is spread to three channels; palettes are looked up;
   alpha is dropped, the stored colour stays; CMYK is converted; of an animation the first frame counts;
-  floating-point pictures are refused, because nothing says what 1.0 means.
+  floating-point and 32-bit pictures are refused, because nothing says what 1.0 or 70000 means.
 Masks become class ids as stored: palette masks give indices, never colours.
 A file that is cut is refused, also where only its last bytes are missing, and so is one whose damage shows (every
 byte of a PNG has a checksum; a JPEG has none). Bytes after the end of a picture are ignored.
@@ -39,6 +39,9 @@ from setr_fast.data.formats import HEAD_BYTES, PngHeader, Unusable, exif_orienta
 MAX_PIXELS = 200_000_000
 
 _INDEX_MODES = {"P", "L", "1", "I", "I;16", "I;16L", "I;16B"}
+_CONVERTED = {"PA": "RGBA", "RGBa": "RGBA", "La": "LA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
+"""Modes that Pillow converts, to modes whose arrays hold RGB or grey."""
+_ORIENTATION = 0x0112
 _WARNINGS_LOCK = threading.Lock()
 
 
@@ -67,19 +70,25 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises: FaultError naming the file, what is wrong with it and what to do.
     """
     with _opened(Path(path), max_pixels, checksums=True) as (image, header, _):
-        return _upright(_rgb(image, header), header.orientation)
+        return to_rgb(image, header.orientation)
 
 
-def read_mask(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return a mask's ids as stored: [H, W] uint8, uint16 or int32.
+def to_rgb(image: Image.Image, orientation: int | None = None) -> np.ndarray:
+    """Return any Pillow image as uint8 RGB [H, W, 3], upright, by the rules for pictures above.
 
-    Raises: FaultError; also for masks that hold colours, have alpha, or come in a lossy format.
+    ``orientation``: 1..8 as EXIF counts; none: what the image itself says.
+
+    Raises: Unusable for values of more than 16 bits, and modes that are no picture.
     """
-    return load_mask(path, max_pixels).ids
+    image.load()  # before its EXIF is asked: Pillow turns TIFF while loading, and finds some blocks only then
+    return _upright(_rgb(image), _orientation(image) if orientation is None else orientation)
 
 
 def load_mask(path: Path | str, max_pixels: int = MAX_PIXELS) -> Mask:
-    """Return a mask's ids together with its palette."""
+    """Return a mask's ids as stored, together with its palette.
+
+    Raises: FaultError; also for masks that hold colours, have alpha, or come in a lossy format.
+    """
     with _opened(Path(path), max_pixels, checksums=True) as (image, header, png):
         _check_mask(image, header)
         if image.mode not in _INDEX_MODES:
@@ -103,13 +112,7 @@ def load_colours(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise Unusable(
                 "colour mask must be opaque, got transparent pixels", "export it without alpha, with a colour for void"
             )
-        return _rgb(image, header)
-
-
-def image_size(path: Path | str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) of the upright picture from the file's header."""
-    header = image_header(path, max_pixels)
-    return header.height, header.width
+        return to_rgb(image, header.orientation)
 
 
 def image_header(path: Path | str, max_pixels: int = MAX_PIXELS) -> Header:
@@ -255,20 +258,29 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _rgb(image: ImageFile.ImageFile, header: Header) -> np.ndarray:
+def _orientation(image: Image.Image) -> int:
+    stored = image.info.get("exif")
+    if isinstance(stored, bytes):
+        return exif_orientation(stored)
+    try:
+        value = image.getexif().get(_ORIENTATION)  # set by whoever made the image
+    except Exception:  # damaged blocks of other kinds raise nearly anything
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
     """Return the stored pixels as uint8 [H, W, 3], not yet turned."""
-    mode = image.mode
-    if mode == "F" or (mode == "I" and header.format != "PNG"):
-        kind = "floating-point" if mode == "F" else "32-bit"
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
         raise Unusable(
             f"must have 8 or 16 bits per channel, got {kind} values", "scale it to 0..255 and save it as PNG"
         )
-    if mode == "P":
+    if image.mode == "P":
         return _palette(image)[np.asarray(image)]
-    if mode in ("PA", "RGBa", "La", "CMYK", "YCbCr", "LAB", "HSV"):
-        image.load()
-        return np.array(image.convert("RGBA" if mode in ("PA", "RGBa", "La") else "RGB"))[..., :3]
-    pixels = np.array(image)
+    if image.mode in _CONVERTED:
+        image = image.convert(_CONVERTED[image.mode])
+    mode, pixels = image.mode, np.array(image)
     if mode == "1":
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     elif mode.startswith("I"):
@@ -282,7 +294,7 @@ def _rgb(image: ImageFile.ImageFile, header: Header) -> np.ndarray:
     return pixels
 
 
-def _palette(image: ImageFile.ImageFile) -> np.ndarray:
+def _palette(image: Image.Image) -> np.ndarray:
     """Return the palette as uint8 [256, 3]; entries that the file leaves out are black."""
     image.load()  # Pillow completes the palette only then
     colours = np.zeros((256, 3), np.uint8)

@@ -52,10 +52,13 @@ def find_samples(root: Path, split: str, mask_suffix: str = "") -> list[Sample]:
     return scan.samples
 
 
-def scan_split(root: Path, split: str, mask_suffix: str = "") -> Scan:
-    """Return the samples of a split together with all that is wrong with its names. Opens no picture."""
+def scan_split(root: Path, split: str, mask_suffix: str = "", flag: str = "") -> Scan:
+    """Return the samples of a split together with all that is wrong with its names. Opens no picture.
+
+    ``flag``: the option that named the split, for the message if it is not there.
+    """
     try:
-        layout = find_layout(root, split)
+        layout = find_layout(root, split, flag)
         pictures, masks = _by_stem(layout.images), _by_stem(layout.masks)
     except FaultError as error:
         return Scan(faults=[error.fault])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ Pictures and masks have the same stem; --data.mask-suffix _mask pairs a.jpg with
 A list train.txt in the root (a stem per line, or a picture and a mask) narrows any layout to what it names.
 Classes come from classes.csv, .json or .toml in the root (columns id,name,r,g,b,ignore), or --data.classes FILE.
 Masks are PNG, BMP, GIF or TIFF with class ids: palette or grey, 8 or 16 bits (or colours: --data.mask-colours rgb).
+The id 255 is ignored; for masks of 0 and 255 give a class table with the lines 0,background and 255,object.
 Pictures are PNG, JPEG, WebP, BMP, GIF or TIFF; they are turned upright by EXIF, masks must fit the upright picture.
 Hidden files (one leading dot) and subfolders are skipped.
 
@@ -69,8 +71,8 @@ class Layout:
     dedicated: bool
 
 
-def find_layout(root: Path, split: str) -> Layout:
-    """Return where a split lies.
+def find_layout(root: Path, split: str, flag: str = "") -> Layout:
+    """Return where a split lies. ``flag``: the option that named it, for the message.
 
     Raises: FaultError saying which folders were looked for and what is there instead.
     """
@@ -86,7 +88,7 @@ def find_layout(root: Path, split: str) -> Layout:
     if layouts:
         both = some([f"{layout.images.relative_to(root)} + {layout.masks.relative_to(root)}" for layout in layouts])
         raise FaultError(Fault(root, f"split '{split}' must lie in one place, got {both}", "remove all but one"))
-    raise FaultError(_missing(root, split))
+    raise FaultError(_missing(root, split, flag))
 
 
 def find_splits(root: Path) -> list[str]:
@@ -127,7 +129,7 @@ def _candidates(root: Path, split: str) -> list[Layout]:
     return own or layouts
 
 
-def _missing(root: Path, split: str) -> Fault:
+def _missing(root: Path, split: str, flag: str) -> Fault:
     for pattern in _PATTERNS:
         images = root / pattern.images.format(split=split)
         if pattern.dedicated and images.is_dir():
@@ -139,8 +141,20 @@ def _missing(root: Path, split: str) -> Fault:
     if (root / f"{split}.txt").is_file():
         there += f", and {split}.txt without folders images + labels"
     looked = f"{split}/images + {split}/masks or images/{split} + labels/{split}"
-    remedy = f"name a split that exists ({some(splits)})" if splits else "arrange the pictures and masks like that"
+    remedy = _instead(split, splits, flag) if splits else "arrange the pictures and masks like that"
     return Fault(root, f"split '{split}' must lie in {looked}, got {there}", remedy)
+
+
+def _instead(split: str, splits: list[str], flag: str) -> str:
+    """Return what to do about a split that is not there, given those that are: ``flag`` with the likeliest."""
+    if not flag:
+        return f"name a split that exists ({some(splits)})"
+    akin = [name for name in splits if name.startswith(split) or split.startswith(name)]
+    if akin:
+        return f"name a split that exists: {flag} {shlex.quote(akin[0])}"
+    # What a network was trained on says little about it, so another split comes first.
+    likely = next((name for name in splits if not name.startswith("train")), splits[0])
+    return f"add it, or name a split that exists ({some(splits)}): {flag} {shlex.quote(likely)}"
 
 
 def _folders(parent: Path) -> list[str]:

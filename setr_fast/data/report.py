@@ -11,17 +11,21 @@ from setr_fast.data.faults import Fault, some
 
 @dataclass
 class SplitFacts:
-    """What a split consists of. Shares are of all pixels of readable masks."""
+    """What a split consists of. Shares are of all pixels of readable masks, or none where they were not counted.
+
+    Units: sizes are height and width in pixels, (0, 0) where no picture was readable.
+    """
 
     name: str
     pairs: int
     listing: Path | None = None
     smallest: tuple[int, int] = (0, 0)
-    """Height and width of the picture with the fewest pixels."""
+    """The picture with the fewest pixels, upright."""
     largest: tuple[int, int] = (0, 0)
+    """The picture with the most pixels, upright."""
     class_pixels: list[int] = field(default_factory=list)
-    ignored_share: float = 0.0
-    share_255: float = 0.0
+    ignored_share: float | None = None
+    share_255: float | None = None
 
 
 @dataclass
@@ -50,13 +54,7 @@ def format_report(report: Report, most: int = 200) -> str:
     classes = "unknown classes" if report.classes is None else f"{report.classes.num_classes} classes"
     lines = [f"{report.root}: {classes}"]
     for facts in report.splits:
-        (low_h, low_w), (high_h, high_w) = facts.smallest, facts.largest
-        size = f"{low_w} x {low_h}" if facts.smallest == facts.largest else f"{low_w} x {low_h} .. {high_w} x {high_h}"
-        lines.append(
-            f"  {facts.name}: {facts.pairs} pairs, {size} pixels, "
-            f"{facts.ignored_share:.1%} ignored, {facts.share_255:.1%} have the id 255"
-            + (f", listed in {facts.listing.name}" if facts.listing is not None else "")
-        )
+        lines.append(f"  {facts.name}: {', '.join(_facts(facts))}")
         if report.classes is not None and facts.class_pixels:
             whole = sum(facts.class_pixels) or 1
             shares = [
@@ -71,6 +69,22 @@ def format_report(report: Report, most: int = 200) -> str:
     counts = f"{_count(report.errors, 'error')}, {_count(report.warnings, 'warning')}"
     lines.append(counts if ordered else "no faults found")
     return "\n".join(lines)
+
+
+def _facts(facts: SplitFacts) -> list[str]:
+    """Return what is known of a split, in words."""
+    known = [f"{facts.pairs} pairs"]
+    (low_h, low_w), (high_h, high_w) = facts.smallest, facts.largest
+    if facts.largest != (0, 0):
+        smallest = "" if facts.smallest == facts.largest else f"{low_w} x {low_h} .. "
+        known.append(f"{smallest}{high_w} x {high_h} pixels")
+    if facts.ignored_share is not None:
+        known.append(f"{facts.ignored_share:.1%} ignored")
+    if facts.share_255 is not None:
+        known.append(f"{facts.share_255:.1%} have the id 255")
+    if facts.listing is not None:
+        known.append(f"listed in {facts.listing.name}")
+    return known
 
 
 def _count(faults: list[Fault], word: str) -> str:

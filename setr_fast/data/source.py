@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from setr_fast.data.classes import MOST_CLASSES, ClassTable, find_class_table, read_class_table
+from setr_fast.data.classes import BINARY_REMEDY, MOST_CLASSES, ClassTable, find_class_table, read_class_table
 from setr_fast.data.decode import load_mask, read_image
 from setr_fast.data.faults import Fault, FaultError
 from setr_fast.data.folder import Sample, find_samples
@@ -46,16 +46,16 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """One split of a data folder.
+    """One split of a data folder. ``classes`` given, as by a check that counted them, no mask is read before its turn.
 
     Raises: FaultError if the split or its class table cannot be used; ``read`` if a file cannot.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
+    def __init__(self, config: DataConfig, split: str, classes: ClassTable | None = None) -> None:
         if config.root is None:
             raise ConfigError("data.root: must be a folder to read files from, got none; set --data.root")
         self.samples = find_samples(config.root, split, config.mask_suffix)
-        self.classes = resolve_classes(config, split)
+        self.classes = resolve_classes(config, split) if classes is None else classes
         self.names = [sample.name for sample in self.samples]
         self._reader = MaskReader.of(config, self.classes)
 
@@ -74,10 +74,13 @@ class FolderSource:
         return image, label
 
 
-def open_source(config: DataConfig, split: str) -> Source:
-    """Return the samples of a split: the folder ``config.root``, or built-in scenes where there is none."""
+def open_source(config: DataConfig, split: str, classes: ClassTable | None = None) -> Source:
+    """Return the samples of a split: the folder ``config.root``, or built-in scenes where there is none.
+
+    ``classes``: those of the folder if they are known, as ``check.verify`` returns them; else they are looked up.
+    """
     if config.root is not None:
-        return FolderSource(config, split)
+        return FolderSource(config, split, classes)
     from setr_fast.data.scenes import BuiltinScenes
 
     counts = {config.train_split: config.builtin_train, config.val_split: config.builtin_val}
@@ -157,7 +160,7 @@ def classes_of_ids(root: Path, split: str, largest: dict[Path, int]) -> ClassTab
         raise FaultError(Fault(path, rule, "give a class table, or set --data.num-classes"))
     if count < 2:
         rule = f"masks of split '{split}' must use two classes or more, got {count} (255 counts as ignored)"
-        raise FaultError(Fault(root, rule, "check the ids (0 and 255 must become 0 and 1), or give a class table"))
+        raise FaultError(Fault(root, rule, f"check the ids; if they are 0 and 255, {BINARY_REMEDY}"))
     logger.info("no class table: %d classes (ids 0..%d) counted from the masks of split '%s'", count, count - 1, split)
     return ClassTable.numbered(count)
 

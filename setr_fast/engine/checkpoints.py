@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from setr_fast.errors import CheckpointError
+from setr_fast.models.store import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from setr_fast.data.source import Source
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -26,25 +25,25 @@ def checkpoint_folder(path: Path) -> Path:
     Raises: CheckpointError where there is none.
     """
     path = Path(path)
-    if path.is_file() and path.name in (CONFIG, WEIGHTS):
+    if path.is_file() and path.name in (CONFIG_FILE, WEIGHTS_FILE):
         path = path.parent
     if _complete(path):
         return path
     if _complete(path / "best"):
         return path / "best"
-    saved = [file.parent for file in (path / "checkpoints").glob("**/" + WEIGHTS) if _complete(file.parent)]
+    saved = [file.parent for file in (path / "checkpoints").glob("**/" + WEIGHTS_FILE) if _complete(file.parent)]
     if saved:
         return max(saved, key=lambda folder: (_numbers(folder.relative_to(path)), folder.stat().st_mtime))
     got = "a folder without them" if path.is_dir() else "a file" if path.exists() else "nothing"
     raise CheckpointError(
-        f"{path}: checkpoint must be a folder with {CONFIG} and {WEIGHTS}, or a run folder, got {got}; "
+        f"{path}: checkpoint must be a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a run folder, got {got}; "
         "give what `train` or `model.save` wrote"
     )
 
 
 def weights_sha256(folder: Path) -> str:
     """Return the hash of the weights file, in hex."""
-    return _digest(_chunks(folder / WEIGHTS))
+    return _digest(_chunks(folder / WEIGHTS_FILE))
 
 
 def data_sha256(source: Source) -> str:
@@ -70,7 +69,7 @@ def data_sha256(source: Source) -> str:
 
 
 def _complete(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
 
 def _numbers(path: Path) -> tuple[int, ...]:

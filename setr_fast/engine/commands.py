@@ -61,12 +61,16 @@ def eval_command(
     model = load_model(folder).to(place)
     spec: Any = model.spec
     source = open_source(_with_class_count(data, spec.num_classes), split)
-    check_classes(spec.num_classes, source)
+    check_classes(spec, source)
     if len(source) == 0:
         raise DataError(f"eval: split {split} must hold a picture with a mask, got none; see `setr-fast data check`")
     started = time.perf_counter()
     scores = evaluate(model, source, inference, progress=_progress())
     seconds = time.perf_counter() - started
+    if scores.pixels == 0:
+        raise DataError(
+            f"eval: split {split} must have pixels to score, got ignored ones only; see `setr-fast data check`"
+        )
     names = spec.class_names or source.classes.names
     result = {
         **scores.as_dict(names),

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from setr_fast.data.classes import IGNORED, ClassTable
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.predictor import predict
 from setr_fast.errors import ConfigError
@@ -17,9 +18,6 @@ from setr_fast.ops.confusion_matrix import confusion_matrix
 
 if TYPE_CHECKING:
     from setr_fast.data.source import Source
-
-IGNORED = 255
-"""Label that is in no cell of the confusion matrix; sources map every ignored id to it."""
 
 
 def evaluate(
@@ -40,7 +38,7 @@ def evaluate(
     Raises: ConfigError if model and source differ in their number of classes.
     """
     spec: Any = model.spec
-    check_classes(spec.num_classes, source)
+    check_classes(spec, source)
     total = torch.zeros(spec.num_classes, spec.num_classes, dtype=torch.int64)
     indices = range(rank, len(source), world_size)
     for done, index in enumerate(indices, start=1):
@@ -54,13 +52,27 @@ def evaluate(
     return Scores.of(total)
 
 
-def check_classes(num_classes: int, source: Source) -> None:
-    """Raise ConfigError if a model of ``num_classes`` cannot be scored on ``source``."""
-    if source.classes.num_classes != num_classes:
+def check_classes(spec: Any, source: Source) -> None:
+    """Raise ConfigError if a model of ``spec`` cannot be scored on ``source``: other classes, or another order.
+
+    Names are compared where both sides have some of their own, not numbers made up for want of a class table.
+    """
+    theirs, count = source.classes.names, spec.num_classes
+    if len(theirs) != count:
         raise ConfigError(
-            f"evaluate: the data must have the model's {num_classes} classes, got {source.classes.num_classes} "
-            f"({', '.join(source.classes.names[:3])}, ...); give the class table of its training by --data.classes"
+            f"evaluate: the data must have the model's {count} classes, got {len(theirs)} "
+            f"({', '.join(theirs[:3])}, ...); give the class table the model was trained with by --data.classes"
         )
+    own = getattr(spec, "class_names", None)
+    made_up = ClassTable.numbered(count).names
+    if own is None or made_up in (tuple(own), tuple(theirs)):
+        return
+    for index, (name, other) in enumerate(zip(own, theirs, strict=True)):
+        if name != other:
+            raise ConfigError(
+                f"evaluate: class {index} must be {name!r} as in the model, got {other!r} from the data; "
+                "give the class table the model was trained with by --data.classes"
+            )
 
 
 def _sum_over_ranks(counts: Tensor) -> Tensor:

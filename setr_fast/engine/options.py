@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from setr_fast.errors import ConfigError
+from setr_fast.fields import coerce_fields
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class InferenceConfig:
     """Arithmetic of the forward pass."""
 
     def __post_init__(self) -> None:
+        for name, value in coerce_fields(InferenceConfig, self, where="inference").items():
+            object.__setattr__(self, name, value)
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError(f"scales: must be positive numbers, got {self.scales}")
         if self.window_batch < 1:

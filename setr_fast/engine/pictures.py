@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from setr_fast.data.decode import read_image
+from setr_fast.data.decode import read_image, to_rgb
+from setr_fast.data.formats import Unusable
 from setr_fast.errors import ShapeError
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
@@ -23,12 +24,16 @@ def as_pixels(image: Picture) -> Tensor:
     A Pillow image becomes what ``read_image`` makes of its file: turned by its EXIF orientation, alpha dropped,
     16 bits to their high byte.
 
-    Raises: ShapeError for an array that is not uint8 [H, W, 3] or is empty; DataError for a file that cannot be read.
+    Raises: ShapeError for an array that is not uint8 [H, W, 3] or is empty, and for a Pillow image of floats or of
+        32 bits; DataError for a file that cannot be read.
     """
     if isinstance(image, (str, Path)):
         array: Any = read_image(Path(image))
     elif isinstance(image, Image.Image):
-        array = _from_pillow(image)
+        try:
+            array = to_rgb(image)
+        except Unusable as error:
+            raise ShapeError(f"predict: image {error.what}; {error.remedy}") from None
     else:
         array = image
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
@@ -41,20 +46,3 @@ def as_pixels(image: Picture) -> Tensor:
         raise ShapeError(f"predict: image must have at least one pixel, got {list(array.shape)}; leave it out")
     # The ops take contiguous memory, and torch warns about arrays that are read-only.
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
-def _from_pillow(image: Image.Image) -> npt.NDArray[np.uint8]:
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError):  # damaged EXIF: taken as it is stored
-        upright = image
-    if upright.mode == "F":
-        raise ShapeError("predict: image must have 8 or 16 bits per channel, got floating-point; scale it to 0..255")
-    if upright.mode.startswith("I"):
-        grey = (np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if upright.mode in ("RGBA", "RGBX"):
-        return np.array(upright)[..., :3]
-    if upright.mode == "LA":
-        return np.repeat(np.array(upright)[..., :1], 3, axis=2)
-    return np.array(upright.convert("RGBA" if upright.mode in ("P", "PA") else "RGB"))[..., :3]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from setr_fast.errors import ConfigError
-from setr_fast.models.fields import known_names, nearest
+from setr_fast.fields import known_names, nearest
 from setr_fast.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 
 # width, depth, patch; every head is 64 wide

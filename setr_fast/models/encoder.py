@@ -42,6 +42,7 @@ class Encoder(nn.Module):
             )
             for rate in growing_rates(spec.drop_path, spec.depth)
         )
+        self.blocks[spec.taps[-1] + 1 :].requires_grad_(False)  # in the file, but never run
         self.norm = nn.LayerNorm(spec.width, eps=spec.final_norm_eps) if spec.final_norm else None
         for token in (self.cls_token, self.dist_token, self.pos_embed):
             if token is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from setr_fast.errors import ConfigError
-from setr_fast.models.fields import coerce_fields, known_names
+from setr_fast.fields import coerce_fields, known_names
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)

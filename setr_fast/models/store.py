@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from setr_fast.errors import CheckpointError, ConfigError
+from setr_fast.fields import nearest
 from setr_fast.files import atomic_folder
-from setr_fast.models.fields import nearest
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.spec import ModelSpec
 

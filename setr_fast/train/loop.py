@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from setr_fast.data.transforms import TrainTransform
 from setr_fast.engine.evaluator import evaluate
 from setr_fast.engine.gallery import write_gallery
 from setr_fast.engine.options import InferenceConfig
-from setr_fast.errors import SetrFastError
+from setr_fast.errors import DivergedError, SetrFastError
 from setr_fast.files import atomic_folder
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.store import write_model
@@ -89,16 +90,12 @@ def train(run: Training, ranks: Ranks, *, fsdp: bool, resume_from: Path | None) 
             state.advance()
             reporter.step(state.step, loss, lr, time.perf_counter() - started)
             last = state.step == config.steps
-            stopping = ranks.any(bool(stop))
+            stopping = ranks.any(bool(stop)) and not last
             validating = (last or state.step % validate_every == 0) and not stopping
             saving = last or stopping or state.step % save_every == 0
             tensors = _publish(run, state, ranks) if validating or saving else {}
             if validating:
-                scores = _validate(run, ranks)
-                reporter.validation(state.step, scores)
-                if scores["mIoU"] > state.best_miou and ranks.is_first:
-                    _save_best(run, scores, state.step)
-                state.best_miou = max(state.best_miou, scores["mIoU"])
+                scores = _validate(run, state, ranks, reporter)
             if saving and ranks.is_first:
                 place = checkpoint.Progress(state.step, state.best_miou, run.settings)
                 checkpoint.save(run.run_dir / "checkpoints", tensors, run.plain, place, keep=config.keep)
@@ -109,9 +106,9 @@ def train(run: Training, ranks: Ranks, *, fsdp: bool, resume_from: Path | None) 
                     f"go on with: python -m setr_fast.train --run-dir {run.run_dir} --resume"
                 )
             started = time.perf_counter()  # validation and saving are not training time
-    if not scores:  # resumed after the last step
-        _publish(run, state, ranks)
-        scores = _validate(run, ranks)
+        if not scores:  # resumed after the last step
+            _publish(run, state, ranks)
+            scores = _validate(run, state, ranks, reporter)
     return scores | {"best_mIoU": state.best_miou, "checkpoint": str(run.run_dir / "best")}
 
 
@@ -174,7 +171,7 @@ class _Loss(nn.Module):
 
 def _replicate(model: SegmentationModel, ranks: Ranks) -> nn.Module:
     loss = _Loss(model)
-    return DistributedDataParallel(loss) if ranks.world_size > 1 else loss
+    return DistributedDataParallel(loss, broadcast_buffers=False) if ranks.world_size > 1 else loss
 
 
 def _step(
@@ -204,7 +201,7 @@ def _step(
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     value = float(ranks.mean(total))
     if not math.isfinite(value):
-        raise SetrFastError(
+        raise DivergedError(
             f"train: the loss is {value} on {', '.join(batch.names)}; the newest checkpoint is untouched, "
             "lower --optim.lr or set --train.precision fp32"
         )
@@ -222,7 +219,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Return whether this device multiplies bf16 matrices in hardware faster than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch we take
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch we take
     return bool(capabilities.get("amx_bf16"))
 
 
@@ -231,6 +228,9 @@ def _publish(run: Training, state: _State, ranks: Ranks) -> dict[str, Tensor]:
 
     It gets averaged weights where there are any, and batch statistics averaged over all ranks.
     """
+    with torch.no_grad():  # every rank goes on from the mean too, so that a resumed run has what this one has
+        for buffer in filter(torch.is_floating_point, state.model.buffers()):
+            buffer.copy_(ranks.mean(buffer))
     tensors = checkpoint.gather(state.model, state.optimizer, state.average)
     kind = "weights" if state.average is None else "average"
     with torch.no_grad():
@@ -238,14 +238,20 @@ def _publish(run: Training, state: _State, ranks: Ranks) -> dict[str, Tensor]:
             if run.plain is not run.model:
                 parameter.copy_(tensors[f"{kind}/{name}"])
         for name, buffer in run.plain.named_buffers():
-            value = tensors[f"buffers/{name}"].to(buffer.device)
-            buffer.copy_(ranks.mean(value) if value.is_floating_point() else value)
+            buffer.copy_(tensors[f"buffers/{name}"])
     return tensors
 
 
-def _validate(run: Training, ranks: Ranks) -> dict[str, Any]:
+def _validate(run: Training, state: _State, ranks: Ranks, reporter: Reporter) -> dict[str, Any]:
+    """Score the published model on the validation split and keep it if it is the best so far."""
     scores = evaluate(run.plain, run.val_source, run.inference, rank=ranks.rank, world_size=ranks.world_size)
-    return scores.as_dict(run.val_source.classes.names)
+    result = scores.as_dict(run.val_source.classes.names)
+    reporter.validation(state.step, result)
+    if result["mIoU"] > state.best_miou:
+        state.best_miou = result["mIoU"]
+        if ranks.is_first:
+            _save_best(run, result, state.step)
+    return result
 
 
 def _save_best(run: Training, scores: dict[str, Any], step: int) -> None:
@@ -263,7 +269,7 @@ def _stop_requests() -> Iterator[list[int]]:
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and "TORCHELASTIC_RUN_ID" not in os.environ:  # a launcher passes the terminal's signal on
             raise KeyboardInterrupt
         received.append(number)
 

@@ -40,6 +40,8 @@ class OptimConfig:
             raise ConfigError(
                 f"optim: lr and head_lr_multiplier must be positive, got {self.lr}, {self.head_lr_multiplier}"
             )
+        if self.min_lr > self.lr:
+            raise ConfigError(f"optim.min_lr: must be at most optim.lr, {self.lr}, got {self.min_lr}; lower it as well")
         if self.warmup_steps < 0:
             raise ConfigError(f"optim.warmup_steps: must be 0 or more, got {self.warmup_steps}")
 
@@ -53,7 +55,7 @@ class TrainConfig:
     batch_size: int = 16
     """Samples per optimiser step over all processes."""
     accumulate: int = 1
-    """Parts in which each process works through its share of the batch; memory falls, results stay."""
+    """Parts in which each process works through its share of the batch, to save memory; batch norm sees one part."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0: not clipped."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -96,12 +96,11 @@ class Reporter:
 
     def validation(self, step: int, scores: dict[str, Any]) -> None:
         """Record a validation: ``mIoU``, ``aAcc``, ``mAcc`` and ``IoU`` per class name."""
-        flat = {f"val/{k}": v for k, v in scores.items() if k != "IoU"}
+        flat = {f"val/{key}": scores[key] for key in ("mIoU", "aAcc", "mAcc")}
         flat |= {f"val/IoU/{name}": value for name, value in scores["IoU"].items()}
         self.record({"step": step, **flat})
-        self.line(
-            f"step {step}/{self.steps}  mIoU {scores['mIoU']:.4f}  aAcc {scores['aAcc']:.4f}  mAcc {scores['mAcc']:.4f}"
-        )
+        shown = "  ".join(f"{key} {scores[key]:.4f}" for key in ("mIoU", "aAcc", "mAcc"))
+        self.line(f"step {step}/{self.steps}  {shown}")
 
     def record(self, values: dict[str, Any]) -> None:
         """Append one line of JSON; numbers that are not finite become null."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "setr_fast"
-BASE = {"errors", "shapes", "files"}
+BASE = {"errors", "shapes", "files", "fields"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "shapes": set(),
     "files": set(),
+    "fields": {"errors"},
     "ops": BASE | {"ops"},
     "nn": BASE | {"ops", "nn"},
     "loss": BASE | {"ops"},

@@ -73,6 +73,8 @@ def test_names_alone_are_numbered_and_get_colours(tmp_path: Path) -> None:
         ("id,name\n0,a\n0,b\n", "line 3: ids must differ, got 0 again after line 2"),
         ("id,name\n0,a\n1,a\n", "line 3: names must differ, got 'a' again after line 2"),
         ("id,name\n0,a\n1,b\n4,c\n", "no row for id 2, 3, though line 4 has id 4"),
+        ("id,name\n0,a\n1,b\n4,c\n255,d\n", "no row for id 2, 3, though line 4 has id 4"),
+        ("id,name\n0,a\n254,b\n", "though line 3 has id 254"),
         ("id,name\n0,a\n", "2..254 classes"),
         ("id,name,ignore\n0,a,0\n1,b,1\n", "2..254 classes"),
         ("id,name,ignore\n0,a,0\n1,b,yes\n", "ignore must be 0 or 1, got 'yes'"),
@@ -164,6 +166,22 @@ def test_255_is_a_class_where_the_table_says_so(tmp_path: Path) -> None:
     table = read_class_table(write(tmp_path, "id,name,ignore\n" + rows))
     assert table.names == ("background", "glass")
     assert table.lookup()[[0, 1, 254, 255]].tolist() == [0, 255, 255, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "stored", "trained"),
+    [
+        ("0,background\n255,object\n", [0, 1, 254, 255], [0, 254, 254, 1]),
+        ("255,object\n0,background\n", [0, 255], [0, 1]),
+        ("0,a\n1,b\n2,c\n255,d\n", [0, 1, 2, 3, 255], [0, 1, 2, 254, 3]),
+    ],
+)
+def test_255_may_stand_alone_after_the_other_classes(
+    tmp_path: Path, rows: str, stored: list[int], trained: list[int]
+) -> None:
+    table = read_class_table(write(tmp_path, "id,name\n" + rows))
+    assert table.num_classes == rows.count("\n")
+    assert table.lookup()[stored].tolist() == trained
 
 
 def test_ignored_ids_may_be_negative_or_far_away(tmp_path: Path) -> None:

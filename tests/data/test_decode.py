@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
-from setr_fast.data.decode import image_header, image_size, load_mask, mask_header, read_image, read_mask
+from setr_fast.data.decode import image_header, load_mask, mask_header, read_image, to_rgb
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.formats import exif_orientation
+from setr_fast.data.formats import Unusable, exif_orientation
 from setr_fast.errors import DataError
 
 
@@ -40,6 +40,11 @@ def exif(orientation: int, order: str = "<") -> bytes:
     mark = b"II*\0" if order == "<" else b"MM\0*"
     entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
     return b"Exif\0\0" + mark + struct.pack(order + "IH", 8, 1) + entry + struct.pack(order + "I", 0)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    header = image_header(path)
+    return header.height, header.width
 
 
 def refused(path: Path, *words: str) -> str:
@@ -95,7 +100,7 @@ def test_transparent_palette_gives_colours_without_a_warning(tmp_path: Path) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_image(tmp_path / "a.png").tolist() == [[[10, 20, 30], [40, 50, 60]]]
-        assert read_mask(tmp_path / "a.png").tolist() == [[0, 1]]
+        assert load_mask(tmp_path / "a.png").ids.tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -247,7 +252,7 @@ def test_declared_size_is_limited_before_decoding(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "webp", "gif", "bmp", "tif"):
         Image.fromarray(picture()).save(tmp_path / f"b.{suffix}")
         assert read_image(tmp_path / f"b.{suffix}", max_pixels=126).shape == (9, 14, 3)
-        for read in (read_image, image_size, read_mask):
+        for read in (read_image, image_header, load_mask):
             with pytest.raises(DataError, match="at most 125 pixels"):
                 read(tmp_path / f"b.{suffix}", max_pixels=125)
 
@@ -267,6 +272,57 @@ def test_floats_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "b.tif", "32-bit")
 
 
+# ---- Pillow images --------------------------------------------------------------------------------------------------
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
+
+
+def in_mode(mode: str) -> Image.Image:
+    grey = picture()[..., 0].astype(np.uint16) * 251
+    return Image.fromarray(grey) if mode == "I;16" else Image.fromarray(picture()).convert(mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pillow_image_becomes_what_its_file_does(tmp_path: Path, mode: str) -> None:
+    image = in_mode(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    image.save(path)
+    pixels = to_rgb(image)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    if mode != "YCbCr":  # stored with another rounding
+        assert np.array_equal(pixels, read_image(path))
+    with Image.open(path) as opened:
+        assert np.array_equal(to_rgb(opened), read_image(path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_pillow_image_is_turned_once(tmp_path: Path, suffix: str) -> None:
+    options = {"tiffinfo": {274: 6}} if suffix == "tif" else {"exif": exif(6)}
+    Image.fromarray(picture()).save(tmp_path / f"a.{suffix}", **options)
+    wanted = read_image(tmp_path / f"a.{suffix}")
+    assert wanted.shape == (14, 9, 3)
+    with Image.open(tmp_path / f"a.{suffix}") as opened:
+        for image in (opened, opened.copy(), ImageOps.exif_transpose(opened)):
+            assert np.array_equal(to_rgb(image), wanted)
+
+
+def test_orientation_set_in_memory_counts_and_damaged_exif_means_upright() -> None:
+    image = Image.fromarray(picture())
+    image.getexif()[0x0112] = 6
+    assert np.array_equal(to_rgb(image), np.rot90(picture(), -1))
+    for block in (exif(6)[:20], exif(9), b"Exif\0\0XX*\0"):
+        damaged = Image.fromarray(picture())
+        damaged.info["exif"] = block
+        assert np.array_equal(to_rgb(damaged), picture())
+
+
+@pytest.mark.parametrize(("mode", "words"), [("F", "floating-point"), ("I", "32-bit")])
+def test_pillow_images_without_a_known_range_are_refused(mode: str, words: str) -> None:
+    with pytest.raises(Unusable, match=words):
+        to_rgb(Image.new(mode, (2, 2)))
+
+
 # ---- masks ----------------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +335,7 @@ def test_packed_masks_give_ids_as_stored(tmp_path: Path, depth: int, colour: int
     row = int(bits, 2).to_bytes(len(bits) // 8, "big")
     palette = chunk(b"PLTE", bytes(range(3 * 2 ** min(depth, 5)))) if colour == 3 else b""
     (tmp_path / "a.png").write_bytes(png(16, 1, depth, colour, [row], palette))
-    read = read_mask(tmp_path / "a.png")
+    read = load_mask(tmp_path / "a.png").ids
     assert read.dtype == np.uint8
     assert read.tolist() == [ids]
     assert (load_mask(tmp_path / "a.png").palette is not None) == (colour == 3)
@@ -287,10 +343,10 @@ def test_packed_masks_give_ids_as_stored(tmp_path: Path, depth: int, colour: int
 
 def test_wide_ids_are_neither_scaled_nor_wrapped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 11, 255, 256, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert read_mask(tmp_path / "a.png").dtype == np.uint16
-    assert read_mask(tmp_path / "a.png").tolist() == [[0, 11, 255, 256, 65535]]
+    assert load_mask(tmp_path / "a.png").ids.dtype == np.uint16
+    assert load_mask(tmp_path / "a.png").ids.tolist() == [[0, 11, 255, 256, 65535]]
     Image.fromarray(np.array([[0, 70000, -1]], np.int32)).save(tmp_path / "a.tif")
-    assert read_mask(tmp_path / "a.tif").tolist() == [[0, 70000, -1]]
+    assert load_mask(tmp_path / "a.tif").ids.tolist() == [[0, 70000, -1]]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +363,7 @@ def test_wide_ids_are_neither_scaled_nor_wrapped(tmp_path: Path) -> None:
 def test_masks_that_hold_no_ids_are_refused(tmp_path: Path, mode: str, suffix: str, words: str) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.new(mode, (4, 3)).save(path)
-    for read in (read_mask, mask_header):
+    for read in (load_mask, mask_header):
         with pytest.raises(DataError, match=words) as caught:
             read(path)
         assert path.name in str(caught.value)
@@ -317,25 +373,25 @@ def test_masks_that_hold_no_ids_are_refused(tmp_path: Path, mode: str, suffix: s
 def test_lossy_tiff_is_refused_as_a_mask(tmp_path: Path) -> None:
     Image.new("L", (16, 16)).save(tmp_path / "a.tif", compression="jpeg")
     with pytest.raises(DataError, match="without loss"):
-        read_mask(tmp_path / "a.tif")
+        load_mask(tmp_path / "a.tif")
 
 
 def test_masks_that_say_they_lie_on_their_side_are_refused(tmp_path: Path) -> None:
     """Turning them or not would both be a guess: many tools that draw masks do not look at EXIF."""
     Image.new("L", (4, 3)).save(tmp_path / "a.png", exif=exif(6))
     with pytest.raises(DataError, match="EXIF orientation 6"):
-        read_mask(tmp_path / "a.png")
+        load_mask(tmp_path / "a.png")
     Image.new("L", (4, 3)).save(tmp_path / "a.png", exif=exif(1))
-    assert read_mask(tmp_path / "a.png").shape == (3, 4)
+    assert load_mask(tmp_path / "a.png").ids.shape == (3, 4)
 
 
 def test_lossless_formats_besides_png_hold_masks(tmp_path: Path) -> None:
     ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for suffix in ("bmp", "tif"):
         Image.fromarray(ids).save(tmp_path / f"a.{suffix}")
-        assert np.array_equal(read_mask(tmp_path / f"a.{suffix}"), ids)
+        assert np.array_equal(load_mask(tmp_path / f"a.{suffix}").ids, ids)
     Image.fromarray(ids).save(tmp_path / "b.tif", compression="tiff_lzw")
-    assert np.array_equal(read_mask(tmp_path / "b.tif"), ids)
+    assert np.array_equal(load_mask(tmp_path / "b.tif").ids, ids)
 
 
 def test_header_says_mode_and_upright_size(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from setr_fast.data.check import check_folder
 from setr_fast.data.classes import read_class_table
-from setr_fast.data.decode import image_size, read_image, read_mask
+from setr_fast.data.decode import image_header, load_mask, read_image
 from setr_fast.data.folder import find_samples, list_images
 from setr_fast.data.options import DataConfig
 from setr_fast.data.source import FolderSource
@@ -184,17 +184,17 @@ def test_picture(hostile: Path, file: str) -> None:
             assert_one_line(str(caught.value), path.name, reason)
             return
         pixels = read_image(path)
-        height, width = image_size(path)
+        header = image_header(path)
     assert pixels.dtype == np.uint8
-    assert pixels.shape == (height, width, 3)
-    assert f"{width}x{height}" == ("96x64" if outcome == "skip" else reason)
+    assert pixels.shape == (header.height, header.width, 3)
+    assert f"{header.width}x{header.height}" == ("96x64" if outcome == "skip" else reason)
     assert (path in list_images([path.parent])) == (outcome == "accept")
     assert list_images([path]) == [path]
 
 
 def test_declared_size_is_refused_before_anything_is_allocated(hostile: Path) -> None:
     started = time.perf_counter()
-    for read in (read_image, read_mask, image_size):
+    for read in (read_image, load_mask, image_header):
         with pytest.raises(DataError, match="3600000000"):
             read(hostile / "images/bomb_header_60000x60000.png")
     assert time.perf_counter() - started < 0.5
@@ -263,9 +263,9 @@ def test_pair_alone(hostile: Path, tmp_path: Path, file: str) -> None:
 
 def test_same_ids_in_every_coding(hostile: Path) -> None:
     labels = hostile / "pairs" / "labels"
-    plain = read_mask(labels / "ok_gray.png")
+    plain = load_mask(labels / "ok_gray.png").ids
     for name in ("ok_palette.png", "ids_16bit.png", "palette_4bit.png", "palette_transparent.png"):
-        assert np.array_equal(read_mask(labels / name), plain), name
+        assert np.array_equal(load_mask(labels / name).ids, plain), name
 
 
 def test_turned_pictures_fit_their_masks(hostile: Path, tmp_path: Path) -> None:

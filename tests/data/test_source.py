@@ -114,8 +114,31 @@ def test_classes_are_counted_from_the_training_masks_and_logged(
 
 def test_masks_of_zero_and_255_are_not_counted_as_one_class(tmp_path: Path) -> None:
     add(tmp_path, "a", ids(0, 255))
-    with pytest.raises(DataError, match="0 and 255 must become 0 and 1"):
+    with pytest.raises(DataError, match="with the lines 0,background and 255,object, or store 0 and 1"):
         open_source(DataConfig(root=tmp_path), "train")
+
+
+def test_masks_of_zero_and_255_have_two_classes_by_a_class_table(tmp_path: Path) -> None:
+    add(tmp_path, "a", ids(0, 255, 255))
+    (tmp_path / "classes.csv").write_text("id,name\n0,background\n255,object\n")
+    source = open_source(DataConfig(root=tmp_path), "train")
+    assert source.classes.names == ("background", "object")
+    assert source.read(0)[1].tolist() == [[0, 1, 1]]
+
+
+def test_known_classes_are_taken_and_no_mask_is_read_to_count_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path, "a", ids(0, 1, 2))
+    config, known = DataConfig(root=tmp_path), ClassTable.numbered(4)
+    monkeypatch.setattr("setr_fast.data.source.count_classes", None)
+    monkeypatch.setattr("setr_fast.data.source.load_mask", None)
+    assert open_source(config, "train", known).classes is known
+    source = FolderSource(config, "train", classes=known)
+    assert source.classes is known
+    assert source.read(0)[1].tolist() == [[0, 1, 2]]
+    scenes = DataConfig(builtin_train=1, builtin_size=32)
+    assert open_source(scenes, "train", None).classes == open_source(scenes, "train").classes
 
 
 def test_ids_too_large_to_count_name_their_mask(tmp_path: Path) -> None:

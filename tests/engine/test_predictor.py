@@ -183,6 +183,12 @@ def test_exif_orientation_of_a_pillow_image_is_applied(make_model, make_picture)
     assert predict(make_model(), image).shape == (30, 20)
 
 
+@pytest.mark.parametrize(("mode", "words"), [("F", "floating-point"), ("I", "32-bit")])
+def test_pillow_images_without_a_known_range_are_refused(make_model, mode, words):
+    with pytest.raises(ShapeError, match=f"predict: image must have 8 or 16 bits per channel, got {words}"):
+        predict(make_model(), Image.new(mode, (4, 4)))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

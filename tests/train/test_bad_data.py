@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,9 +87,7 @@ def test_a_sound_folder_trains_evaluates_and_predicts(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, out = tmp_path / "run", tmp_path / "out"
-    small = ["--model.width", "32", "--model.depth", "2", "--model.num-heads", "2", "--model.head-channels", "8"]
-    sizes = ["--augment.crop", "32", "32", "--train.steps", "2", "--train.batch-size", "2"]
-    assert main(["train", "--data.root", str(root), "--run-dir", str(run_dir), *small, *sizes]) == 0
+    assert main(["train", "--data.root", str(root), "--run-dir", str(run_dir), *_run_options()]) == 0
     assert (
         main(
             [
@@ -113,6 +112,32 @@ def test_a_sound_folder_trains_evaluates_and_predicts(
     assert maps == ["a.png", "a_overlay.png", "bb.png", "bb_overlay.png", "ccc.png", "ccc_overlay.png"]
     assert Image.open(out / "a.png").size == (48, 40)
     assert np.array(Image.open(out / "a.png")).max() < 3
+
+
+def _run_options() -> list[str]:
+    small = ["--model.width", "32", "--model.depth", "2", "--model.num-heads", "2", "--model.head-channels", "8"]
+    return [*small, "--augment.crop", "32", "32", "--train.steps", "2", "--train.batch-size", "2"]
+
+
+def test_eval_reads_labels_as_training_did(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "classes.csv").unlink()
+    run_dir, offset = tmp_path / "run", ["--data.label-offset", "-1", "--data.num-classes", "2"]
+    assert main(["train", "--data.root", str(root), "--run-dir", str(run_dir), *_run_options(), *offset]) == 0
+    trained = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["val/mIoU"]
+    for more in ([], ["--data.root", str(root)]):
+        assert main(["eval", "--checkpoint", str(run_dir), "--out", str(tmp_path / "m.json"), *more]) == 0
+        result = json.loads((tmp_path / "m.json").read_text())
+        assert result["mIoU"] == pytest.approx(trained)
+        assert result["settings"]["data"]["label_offset"] == -1
+
+
+def test_eval_refuses_classes_in_another_order(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    assert main(["train", "--data.root", str(root), "--run-dir", str(run_dir), *_run_options()]) == 0
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text("id,name,r,g,b\n0,road,1,2,3\n1,sky,4,5,6\n2,tree,7,8,9\n")
+    assert main(["eval", "--checkpoint", str(run_dir), "--data.classes", str(swapped)]) == 2
+    assert "class 0 must be 'sky'" in capsys.readouterr().err
 
 
 def test_an_unwritable_run_folder_is_the_environments_fault(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from setr_fast.errors import ConfigError
 from setr_fast.models.model import create_model
 from setr_fast.train.optimizer import build_optimizer, learning_rate, parameter_groups
 from setr_fast.train.options import OptimConfig
@@ -81,3 +82,17 @@ def test_sgd_and_adamw_are_torchs_own_with_the_options_given() -> None:
     assert sgd.defaults["nesterov"]
     assert sgd.defaults["momentum"] == 0.8
     assert isinstance(build_optimizer(model, OptimConfig(betas=(0.8, 0.9))), torch.optim.AdamW)
+
+
+def test_blocks_behind_the_last_tap_are_not_trained() -> None:
+    """They never run: with a gradient expected of them, several processes would wait for it."""
+    model = create_model("setr_naive_vit_t16", num_classes=3, image_size=32, depth=4, taps=(0, 1, 2), aux_levels=(0, 1))
+    model.loss(torch.randn(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.uint8)).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    assert not any(p.requires_grad for p in model.encoder.blocks[3].parameters())
+
+
+def test_a_minimum_above_the_learning_rate_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.min_lr: must be at most"):
+        OptimConfig(lr=1e-6)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from setr_fast.errors import BackendError
+from setr_fast.metrics import Scores
 from setr_fast.train.reporter import Reporter
 
 
@@ -49,7 +50,7 @@ def test_every_fifth_step_is_a_record_of_the_mean_loss_and_the_rate(
 
 
 def test_a_class_that_is_absent_becomes_null_not_broken_json(tmp_path: Path) -> None:
-    scores = {"mIoU": 0.5, "aAcc": 0.6, "mAcc": 0.7, "IoU": {"sky": 0.5, "train": math.nan}}
+    scores = Scores.of(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])).as_dict(["sky", "road", "train"])
     with _reporter(tmp_path) as reporter:
         reporter.validation(10, scores)
     assert _records(tmp_path)[0]["val/IoU/train"] is None
@@ -76,6 +77,7 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
             assert folder.endswith("events")
 
         def add_scalar(self, key: str, value: float, step: int) -> None:
+            assert isinstance(value, int | float)
             written.append((key, value, step))
 
         def close(self) -> None:
@@ -87,6 +89,8 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     with _reporter(tmp_path, tensorboard=True) as reporter:
         for step in range(1, 6):
             reporter.step(step, 2.0, 0.1, 0.5)
+        reporter.validation(5, Scores.of(np.eye(2, dtype=np.int64)).as_dict(["sky", "road"]))
+    assert ("val/IoU/road", 1.0, 5) in written
     assert ("train/loss", 2.0, 5) in written
     assert written[-1][0] == "closed"
 

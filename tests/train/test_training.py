@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +21,8 @@ from safetensors.torch import load_file
 
 import setr_fast
 from setr_fast.config import Config, read_config, to_toml
-from setr_fast.errors import CheckpointError, ConfigError, SetrFastError
-from setr_fast.train import checkpoint
+from setr_fast.errors import CheckpointError, ConfigError, DivergedError
+from setr_fast.train import checkpoint, loop
 from setr_fast.train.launch import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +61,7 @@ def test_a_run_leaves_what_the_contract_names(tiny: Make, capsys: pytest.Capture
     pictures = sorted((folder / "overlays").glob("*.png"))
     assert len(pictures) == 2
     assert Image.open(pictures[0]).size[0] >= 3 * 32
-    assert read_config(folder / "config.toml", Config()) == config
+    assert read_config(folder / "config.toml", Config()) == replace(config, run_dir=None)
     model = setr_fast.load(folder / "best")
     assert model.spec.class_names
     assert model.spec.palette
@@ -145,6 +147,34 @@ def test_half_written_and_damaged_checkpoints(tiny: Make) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_given_on_resume_is_kept_for_the_next_resume(tiny: Make) -> None:
+    config = tiny(steps=2, validate_every=2)
+    run(config, [])
+    longer = replace(config, resume=True, train=replace(config.train, steps=4, validate_every=4))
+    run(longer, [])
+    assert config.run_dir is not None
+    assert read_config(config.run_dir / "config.toml", Config()).train.steps == 4
+
+
+def test_a_stop_during_the_last_step_still_ends_the_run(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_stop_requests", lambda: nullcontext([signal.SIGINT]))
+    config = tiny(steps=1, validate_every=1)
+    assert run(config, []) == 0
+    assert config.run_dir is not None
+    assert (config.run_dir / "best" / "model.safetensors").is_file()
+
+
+def test_resume_after_the_last_step_scores_and_keeps_the_model(tiny: Make) -> None:
+    config = tiny(steps=2, validate_every=2)
+    run(config, [])
+    assert config.run_dir is not None
+    shutil.rmtree(config.run_dir / "best")
+    state = config.run_dir / "checkpoints" / "step_00000002" / "train_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_miou": -1.0}))
+    run(replace(config, resume=True), [])
+    assert (config.run_dir / "best" / "model.safetensors").is_file()
+
+
 def test_only_the_newest_checkpoints_are_kept(tiny: Make) -> None:
     config = tiny(save_every=1, keep=2)
     run(config, [])
@@ -154,7 +184,7 @@ def test_only_the_newest_checkpoints_are_kept(tiny: Make) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_the_samples_names(tiny: Make) -> None:
     config = tiny()
-    with pytest.raises(SetrFastError, match=r"loss is nan on .*; the newest checkpoint is untouched"):
+    with pytest.raises(DivergedError, match=r"loss is nan on .*; the newest checkpoint is untouched"):
         run(
             replace(
                 config, optim=replace(config.optim, lr=1e30, warmup_steps=0), train=replace(config.train, clip_norm=0.0)

@@ -8,6 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from setr_fast.errors import ConfigError
@@ -38,17 +39,21 @@ def coerce_fields(cls: type, instance: Any, where: str) -> dict[str, Any]:
     """
     hints = typing.get_type_hints(cls)
     return {
-        field.name: _coerce(f"{where}.{field.name}", hints[field.name], getattr(instance, field.name))
+        field.name: coerce(f"{where}.{field.name}", hints[field.name], getattr(instance, field.name))
         for field in dataclasses.fields(cls)
     }
 
 
-def _coerce(where: str, hint: Any, value: Any) -> Any:
+def coerce(where: str, hint: Any, value: Any) -> Any:
+    """Return one value as its annotation wants it.
+
+    Raises: ConfigError naming the place, what it takes and what it got.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _coerce(where, next(arg for arg in args if arg is not type(None)), value)
+        return coerce(where, next(arg for arg in args if arg is not type(None)), value)
     if origin is typing.Literal:
         if type(value) is bool or value not in args:
             raise ConfigError(f"{where}: must be {' or '.join(str(a) for a in args)}, got {value!r}")
@@ -59,14 +64,16 @@ def _coerce(where: str, hint: Any, value: Any) -> Any:
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
             raise ConfigError(f"{where}: must have {len(inner)} entries, got {len(value)}")
-        return tuple(_coerce(where, kind, item) for kind, item in zip(inner, value, strict=True))
+        return tuple(coerce(where, kind, item) for kind, item in zip(inner, value, strict=True))
     if hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
         raise ConfigError(f"{where}: must be a finite number, got {value!r}")
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
     if type(value) is not hint:
         raise ConfigError(f"{where}: must be {_NOUNS[hint]}, got {value!r}")
     return value
 
 
-_NOUNS = {int: "a whole number", bool: "true or false", str: "text"}
+_NOUNS = {int: "a whole number", bool: "true or false", str: "text", Path: "a path"}
