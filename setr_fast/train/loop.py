@@ -219,7 +219,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Return whether this device multiplies bf16 matrices in hardware faster than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch we take
+    # younger than the oldest torch we take
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16"))
 
 
