@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from setr_fast.data.classes import BINARY_REMEDY, IGNORED, ClassTable
+from setr_fast.data.classes import ClassTable
 from setr_fast.data.decode import image_header, load_mask, mask_header, read_image
 from setr_fast.data.faults import Fault as Fault
-from setr_fast.data.faults import FaultError, some
+from setr_fast.data.faults import FaultError
 from setr_fast.data.folder import Sample, Scan, scan_split
 from setr_fast.data.layouts import find_layout, find_splits, has_masks
 from setr_fast.data.masks import MaskReader, histogram
@@ -35,25 +33,12 @@ from setr_fast.data.source import (
     size_fault,
     stated_classes,
 )
+from setr_fast.data.verdict import Inspection, judge
 from setr_fast.errors import EXIT_DATA, EXIT_OK
 
 logger = logging.getLogger("setr_fast")
 
 Level = Literal["full", "headers", "off"]
-
-_MUCH_255 = 0.3
-"""Share of pixels with the id 255 from which a split is worth a warning."""
-
-
-@dataclass
-class _Inspection:
-    """What reading one sample gave; ``counts`` are stored ids, ``colours`` the mask palette's, by id."""
-
-    sample: Sample
-    faults: list[Fault]
-    size: tuple[int, int] | None = None
-    counts: Mapping[int, int] | None = None
-    colours: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def check_folder(
@@ -100,7 +85,7 @@ def check_folder(
     for split, scan in scans.items():
         facts = SplitFacts(split, len(scan.samples), scan.listing)
         report.splits.append(facts)
-        _judge(config, report, facts, inspected[split], largest_file)
+        judge(config, report, facts, inspected[split], largest_file)
     return report
 
 
@@ -126,11 +111,11 @@ def _every_split(root: Path, flags: dict[str, str], report: Report) -> list[str]
 
 
 def _run(
-    job: Callable[[Sample], _Inspection], scans: Mapping[str, Scan], progress: Callable[[int, int], None] | None
-) -> dict[str, list[_Inspection]]:
+    job: Callable[[Sample], Inspection], scans: Mapping[str, Scan], progress: Callable[[int, int], None] | None
+) -> dict[str, list[Inspection]]:
     """Inspect all samples in threads; results come back in the samples' order."""
     total, done = sum(len(scan.samples) for scan in scans.values()), 0
-    inspected: dict[str, list[_Inspection]] = {split: [] for split in scans}
+    inspected: dict[str, list[Inspection]] = {split: [] for split in scans}
     with ThreadPoolExecutor(THREADS) as pool:
         for split, scan in scans.items():
             for inspection in pool.map(job, scan.samples):
@@ -143,8 +128,8 @@ def _run(
 
 def _inspect(
     config: DataConfig, reader: MaskReader | None, table_is_bad: bool, level: Level, sample: Sample
-) -> _Inspection:
-    result = _Inspection(sample, [])
+) -> Inspection:
+    result = Inspection(sample, [])
     assert sample.mask is not None
     if level == "off":
         return result
@@ -178,7 +163,7 @@ def _inspect(
 
 
 def _counted(
-    config: DataConfig, inspected: Mapping[str, list[_Inspection]], report: Report
+    config: DataConfig, inspected: Mapping[str, list[Inspection]], report: Report
 ) -> tuple[ClassTable | None, Path | None]:
     """Count the classes as ``open_source`` does; also return the mask with the largest id.
 
@@ -204,111 +189,6 @@ def _counted(
     except FaultError as error:
         report.faults.append(error.fault)
         return None, None
-
-
-def _judge(
-    config: DataConfig, report: Report, facts: SplitFacts, inspections: list[_Inspection], largest_file: Path | None
-) -> None:
-    """Add what the ids of a split mean, once the classes are known, to facts and faults."""
-    reader = MaskReader.of(config, report.classes) if report.classes is not None else None
-    totals: Counter[int] = Counter()
-    judged = 0
-    suspects: dict[str, list[Path]] = {"binary": [], "ignored": [], "palette": []}
-    for inspection in inspections:
-        report.faults += inspection.faults
-        mask = inspection.sample.mask
-        if reader is None or inspection.counts is None or mask is None:
-            continue
-        fault = reader.judge(mask, inspection.counts)
-        if fault is not None:
-            report.faults.append(fault)
-            continue
-        judged += 1
-        totals.update(inspection.counts)
-        used = {int(reader.lookup[value]) for value in inspection.counts}
-        if set(inspection.counts) == {0, 255} and reader.lookup[255] == IGNORED:
-            suspects["binary"].append(mask)
-        if used == {IGNORED}:
-            suspects["ignored"].append(mask)
-        if _palette_disagrees(reader, inspection.colours):
-            suspects["palette"].append(mask)
-    sizes = sorted((size for size in (i.size for i in inspections) if size), key=lambda size: (size[0] * size[1], size))
-    if sizes:
-        facts.smallest, facts.largest = sizes[0], sizes[-1]
-    pixels = sum(totals.values())
-    if reader is not None and pixels:
-        trained: Counter[int] = Counter()
-        for value, count in totals.items():
-            trained[int(reader.lookup[value])] += count
-        facts.class_pixels = [trained[index] for index in range(reader.classes.num_classes)]
-        facts.ignored_share = trained[IGNORED] / pixels
-        facts.share_255 = totals[255] / pixels
-        if trained[IGNORED] == pixels and judged == len(inspections) and facts.name in _flags(config):
-            report.faults.append(_all_ignored(config, report, facts.name, suspects))
-            return
-    report.faults += _warnings(config, report, facts, suspects, largest_file)
-
-
-def _all_ignored(config: DataConfig, report: Report, split: str, suspects: Mapping[str, list[Path]]) -> Fault:
-    purpose = "learn from" if split == config.train_split else "score"
-    what = f"split '{split}' must label some pixels, got ignored ones only: nothing to {purpose} in split {split}"
-    remedy = "label it, or correct what is ignored (class table, --data.ignore-index, --data.label-offset)"
-    return Fault(report.root, what, BINARY_REMEDY if suspects["binary"] else remedy)
-
-
-def _palette_disagrees(reader: MaskReader, colours: Mapping[int, tuple[int, ...]]) -> bool:
-    """Return whether a mask's palette shows some id in the colour that the class table gives to another class."""
-    classes = reader.classes
-    if not classes.coloured or len(set(classes.palette)) < classes.num_classes:
-        return False
-    owner = {colour: index for index, colour in enumerate(classes.palette)}
-    for value, colour in colours.items():
-        index = int(reader.lookup[value])
-        if index < classes.num_classes and owner.get((colour[0], colour[1], colour[2]), index) != index:
-            return True
-    return False
-
-
-def _warnings(
-    config: DataConfig,
-    report: Report,
-    facts: SplitFacts,
-    suspects: Mapping[str, list[Path]],
-    largest_file: Path | None,
-) -> list[Fault]:
-    said = {
-        "binary": (
-            "mask should use 255 for 'ignore' only, got the ids 0 and 255 alone",
-            f"if 255 is meant as a class, {BINARY_REMEDY}",
-        ),
-        "ignored": ("mask should have pixels to learn from, got ignored ones only", "remove the pair, or label it"),
-        "palette": (
-            "palette should show the class table's colours, got ids in the colour of another class",
-            "compare the ids with the class table: the ids count, not the colours",
-        ),
-    }
-    faults = []
-    for kind, (what, remedy) in said.items():
-        paths = suspects[kind]
-        if paths:
-            others = f" (and so do {len(paths) - 1} more masks of '{facts.name}')" if len(paths) > 1 else ""
-            faults.append(Fault(paths[0], what + others, remedy, "warning"))
-    ignores_255 = report.classes is not None and (
-        report.classes.lookup(config.label_offset, config.ignore_index)[255] == IGNORED
-    )
-    if ignores_255 and facts.share_255 is not None and facts.share_255 > _MUCH_255:
-        what = f"split '{facts.name}' should label most pixels, got the id 255 in {facts.share_255:.0%} of them"
-        faults.append(Fault(report.root, what, "check that 255 means 'ignore' here", "warning"))
-    training = facts.name in (config.train_split, "train", "training") or len(report.splits) == 1
-    if training and facts.class_pixels and report.classes is not None and 0 in facts.class_pixels:
-        absent = [name for name, count in zip(report.classes.names, facts.class_pixels, strict=True) if not count]
-        what = f"split '{facts.name}' should show every class, got no pixel of {some(absent)}"
-        remedy = "add pictures that show them"
-        if largest_file is not None:
-            what += f" (classes were counted up to the largest id, which is in {largest_file})"
-            remedy = "correct that mask, or give a class table"
-        faults.append(Fault(report.root, what, remedy, "warning"))
-    return faults
 
 
 def check_command(config: DataConfig) -> int:
