@@ -1,19 +1,19 @@
-"""``python -m benchmarks.record_run NAME RUN_DIR METRICS.json``: keep a finished training run as a row of the results.
+"""``python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT]``: keep a finished training run as a row.
 
 METRICS.json is what ``setr-fast eval --out`` wrote for the run's best model. Minutes are those of ``train.log``, from
-its first line to its last, with validations and checkpoints.
+its first line to its last, with validations and checkpoints. COMMIT (default: HEAD) is the code that trained; it must be
+older than the run's first line.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, machine
+from benchmarks.harness import RESULTS, git, machine
 
 
 def row_of(name: str, run_dir: Path, metrics: Path) -> dict[str, Any]:
@@ -39,17 +39,30 @@ def row_of(name: str, run_dir: Path, metrics: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Append the row to ``benchmarks/results/<card>/``."""
-    if len(arguments) != 3:
-        print("usage: python -m benchmarks.record_run NAME RUN_DIR METRICS.json", file=sys.stderr)
+    """Append the row to ``benchmarks/results/<card>/``; refuse a commit that is younger than the run."""
+    if len(arguments) not in (3, 4):
+        print("usage: python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT]", file=sys.stderr)
         return 2
-    facts = machine()
+    run_dir, commit = Path(arguments[1]), (arguments[3] if len(arguments) == 4 else "HEAD")
+    made = _commit_time(commit)
+    began = datetime.fromisoformat((run_dir / "train.log").read_text()[:19])
+    if made is None or made > began:
+        when = "unknown to git" if made is None else f"of {made}"
+        print(f"{commit} is {when}, the run began at {began}; name the commit that trained", file=sys.stderr)
+        return 2
+    facts = machine() | {"commit": git("rev-parse", "--short", commit)}
     folder = RESULTS / str(facts.pop("folder"))
     folder.mkdir(parents=True, exist_ok=True)
-    row = row_of(arguments[0], Path(arguments[1]), Path(arguments[2])) | facts
-    with (folder / f"{time.strftime('%Y%m%d')}-{facts['commit'] or 'unknown'}.jsonl").open("a") as file:
+    row = row_of(arguments[0], run_dir, Path(arguments[2])) | facts
+    with (folder / f"{began:%Y%m%d}-{facts['commit']}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     return 0
+
+
+def _commit_time(commit: str) -> datetime | None:
+    """Return when a commit was made, in local time like the log's, or None if there is no such commit."""
+    seconds = git("show", "--no-patch", "--format=%ct", commit)
+    return datetime.fromtimestamp(int(seconds)) if seconds else None
 
 
 if __name__ == "__main__":

@@ -74,3 +74,9 @@ def test_a_run_becomes_a_row(tmp_path: Path) -> None:
     assert row["minutes"] == pytest.approx(30.5)
     assert row["data"] == "camvid val"
     assert row["curve"] == [[5, 0.5]]
+
+
+def test_a_run_is_not_credited_to_a_commit_that_is_younger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.log").write_text("2001-01-01 10:00:00 a\n")
+    assert record_run.main(["r", str(tmp_path), str(tmp_path / "m.json")]) == 2
+    assert "name the commit that trained" in capsys.readouterr().err
