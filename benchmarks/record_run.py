@@ -1,8 +1,8 @@
 """``python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT]``: keep a finished training run as a row.
 
 METRICS.json is what ``setr-fast eval --out`` wrote for the run's best model. Minutes are those of ``train.log``, from
-its first line to its last, with validations and checkpoints. COMMIT (default: HEAD) is the code that trained; it must be
-older than the run's first line.
+its first line to its last, with validations and checkpoints. COMMIT (default: HEAD) is the code that trained; it must
+be older than the run's first line.
 """
 
 from __future__ import annotations
