@@ -50,7 +50,7 @@ class OptimConfig:
 class TrainConfig:
     """The training loop."""
 
-    steps: int = 300
+    steps: int = 240
     """Optimiser steps."""
     batch_size: int = 16
     """Samples per optimiser step over all processes."""
