@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +71,8 @@ class Backend:
 
     ``find`` returns the callable or raises BackendError with the reason it is missing. ``accepts`` returns further
     reasons against a call, in words. ``error_factor`` is how much larger than the reference's own rounding error
-    (same dtype, against float64) this backend's error may be; ``why`` explains a factor above two.
+    (same dtype, against float64) this backend's error may be; ``why`` explains a factor above two. ``note`` is what
+    ``doctor`` adds for the reader.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Backend:
     accepts: Callable[..., list[str]] | None = None
     error_factor: float = 2.0
     why: str = ""
+    note: str = ""
 
 
 def native(
@@ -108,14 +110,17 @@ def python(
     device: str | None = None,
     name: str = "native",
     arrays: bool = False,
+    adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
     dtypes: Iterable[torch.dtype] | None = None,
     accepts: Callable[..., list[str]] | None = None,
     error_factor: float = 2.0,
     why: str = "",
+    note: str = "",
 ) -> Backend:
     """Declare a Python callable ``module:function``, imported on first use.
 
-    With ``arrays`` it is handed NumPy views of the tensors and its array result becomes a tensor, without a copy.
+    With ``arrays`` it is handed NumPy views of the tensors and its array result becomes a tensor, without a copy;
+    ``adapt`` wraps it.
     """
     module_name, function_name = target.split(":")
 
@@ -126,9 +131,10 @@ def python(
             function = getattr(importlib.import_module(module_name), function_name)
         except (ImportError, AttributeError) as error:
             raise BackendError(f"{target} cannot be imported: {error}") from error
+        function = adapt(function) if adapt is not None else function
         return _on_arrays(function) if arrays else function
 
-    return Backend(name, find, device, _as_set(dtypes), accepts, error_factor, why)
+    return Backend(name, find, device, _as_set(dtypes), accepts, error_factor, why, note)
 
 
 @dataclass
@@ -142,6 +148,8 @@ class Op:
     cases: Callable[[], Iterable[Case]]
     cost: Callable[..., Cost]
     differentiable: bool
+    rounds: bool
+    prefer: Callable[..., Sequence[str]] | None = None
     _found: dict[str, Callable[..., Any] | str] = field(default_factory=dict)
 
     def __call__(self, *args: Any) -> Any:
@@ -188,10 +196,12 @@ class Op:
 
     def choose(self, *args: Any) -> str:
         """Return the name of the backend that a call with these arguments uses."""
-        wanted = _FORCED.get(self.name) or _FORCED.get("*")
+        wanted = _FORCED.get(self.name) or _FORCED.get(self.name.removesuffix("_backward")) or _FORCED.get("*")
         if wanted and wanted in self.names():
             return wanted
-        for candidate in self.backends:
+        preferred = self.prefer(*args) if self.prefer is not None else ()
+        first = [b for name in preferred for b in self.backends if b.name == name]
+        for candidate in (*first, *(b for b in self.backends if b.name not in preferred)):
             if not self.refusals(candidate, *args):
                 return candidate.name
         return REFERENCE
@@ -227,15 +237,21 @@ def declare_op(
     backends: tuple[Backend, ...] = (),
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    rounds: bool | None = None,
+    prefer: Callable[..., Sequence[str]] | None = None,
 ) -> Op:
     """Register an op and return it.
 
     ``reference`` is plain PyTorch on any device and never refuses; ``fake`` states shapes, dtypes and strides;
-    ``save(ctx, inputs, output)`` and ``backward(ctx, *gradients)`` make it differentiable; ``backends`` stand in order
-    of preference.
+    ``save(ctx, inputs, output)`` and ``backward(ctx, *gradients)`` make it differentiable; ``rounds``: backends may
+    differ by rounding (as a rule those of differentiable ops), all others agree bit for bit. ``backends`` stand in
+    order of preference; ``prefer(*args)`` names those to try first, where that depends on the card. What is forced for
+    an op holds for its ``<op>_backward`` too.
     """
     name = schema.split("(")[0]
-    op = Op(name, schema, reference, backends, cases, cost, differentiable=backward is not None)
+    differentiable = backward is not None
+    rounds = differentiable if rounds is None else rounds
+    op = Op(name, schema, reference, backends, cases, cost, differentiable, rounds, prefer)
     _PUBLIC.define(schema)
     _COMPILED.define(schema)
     _PUBLIC.impl(name, op._dispatch, "CompositeExplicitAutograd")
