@@ -150,7 +150,8 @@ class Op:
     differentiable: bool
     rounds: bool
     prefer: Callable[..., Sequence[str]] | None = None
-    _found: dict[str, Callable[..., Any] | str] = field(default_factory=dict)
+    _found: dict[tuple[str, str | None], Callable[..., Any] | str] = field(default_factory=dict)
+    _orders: dict[tuple[str, ...], tuple[Backend, ...]] = field(default_factory=dict)
 
     def __call__(self, *args: Any) -> Any:
         return getattr(torch.ops.setr_fast, self.name).default(*args)
@@ -196,18 +197,40 @@ class Op:
 
     def choose(self, *args: Any) -> str:
         """Return the name of the backend that a call with these arguments uses."""
+        if _FORCED and (forced := self._forced()):
+            return forced
+        first = self._first(*args)
+        return REFERENCE if first is None else first.name
+
+    def _forced(self) -> str | None:
         wanted = _FORCED.get(self.name) or _FORCED.get(self.name.removesuffix("_backward")) or _FORCED.get("*")
-        if wanted and wanted in self.names():
-            return wanted
-        preferred = self.prefer(*args) if self.prefer is not None else ()
-        first = [b for name in preferred for b in self.backends if b.name == name]
-        for candidate in (*first, *(b for b in self.backends if b.name not in preferred)):
-            if not self.refusals(candidate, *args):
-                return candidate.name
-        return REFERENCE
+        return wanted if wanted in self.names() else None
+
+    def _first(self, *args: Any) -> Backend | None:
+        """Return the first backend, in order of preference, that has no reason against these arguments."""
+        preferred = tuple(self.prefer(*args)) if self.prefer is not None else ()
+        if preferred not in self._orders:
+            first = [b for name in preferred for b in self.backends if b.name == name]
+            self._orders[preferred] = (*first, *(b for b in self.backends if b.name not in preferred))
+        return next((b for b in self._orders[preferred] if self._serves(b, args)), None)
+
+    def _serves(self, candidate: Backend, args: tuple[Any, ...]) -> bool:
+        """Return whether there is no refusal: the same checks, but in no words and up to the first that fails."""
+        for arg in args:
+            if not isinstance(arg, Tensor):
+                continue
+            if candidate.device is not None and arg.device.type != candidate.device:
+                return False
+            if candidate.dtypes is not None and arg.is_floating_point() and arg.dtype not in candidate.dtypes:
+                return False
+        if candidate.device is not None and not any(isinstance(a, Tensor) for a in args):
+            return False
+        if isinstance(self._find(candidate), str):
+            return False
+        return candidate.accepts is None or not candidate.accepts(*args)
 
     def _find(self, candidate: Backend) -> Callable[..., Any] | str:
-        key = f"{candidate.name}/{candidate.device}"
+        key = (candidate.name, candidate.device)
         if key not in self._found:
             try:
                 self._found[key] = candidate.find(self.name)
@@ -221,7 +244,10 @@ class Op:
         return implementation
 
     def _dispatch(self, *args: Any) -> Any:
-        return self.run(self.choose(*args), *args)
+        if _FORCED and (forced := self._forced()):
+            return self.run(forced, *args)
+        first = self._first(*args)
+        return self.reference(*args) if first is None else self._implementation(first)(*args)
 
 
 OPS: dict[str, Op] = {}

@@ -25,6 +25,8 @@ from setr_fast.ops._op import Backend
 
 LOG2E = math.log2(math.e)
 F16 = (torch.float16, torch.bfloat16)
+F32 = (*F16, torch.float32)
+F64 = (*F32, torch.float64)
 aten = torch.ops.aten
 _REFUSALS: dict[tuple[Any, ...], list[str]] = {}
 
@@ -35,22 +37,11 @@ def backends(direction: str) -> tuple[Backend, ...]:
     return (
         _backend("sdpa_cudnn", "cuda", _cudnn_backward if back else _cudnn, F16, _asks_torch("cudnn")),
         _backend("sdpa_flash", "cuda", _flash_backward if back else _flash, F16, _asks_torch("flash")),
-        _backend(
-            "sdpa_efficient",
-            "cuda",
-            _efficient_backward if back else _efficient,
-            (*F16, torch.float32),
-            _asks_torch("efficient"),
-        ),
-        Backend(
-            "xformers",
-            _find_xformers(_xformers_backward if back else _xformers),
-            "cuda",
-            frozenset((*F16, torch.float32)),
-            _asks_xformers,
-        ),
-        _backend("sdpa_cpu", "cpu", _cpu_backward if back else _cpu, (*F16, torch.float32, torch.float64)),
-        _backend("sdpa_math", None, _math_backward if back else _math),
+        _backend("sdpa_efficient", "cuda", _efficient_backward if back else _efficient, F32, _asks_torch("efficient")),
+        _backend("xformers", "cuda", _xformers_backward if back else _xformers, F32, _asks_xformers),
+        _backend("sdpa_cpu", "cpu", _cpu_backward if back else _cpu, F64),
+        _backend("sdpa_cpu_float32", "cpu", _cpu_float32_backward if back else _cpu_float32, F16),
+        _backend("sdpa_math", None, _math_backward if back else _math, F64),
     )
 
 
@@ -58,10 +49,22 @@ def _backend(
     name: str,
     device: str | None,
     function: Callable[..., Any],
-    dtypes: tuple[torch.dtype, ...] | None = None,
-    accepts: Callable[..., list[str]] | None = None,
+    dtypes: tuple[torch.dtype, ...],
+    asks: Callable[[Tensor], list[str]] | None = None,
 ) -> Backend:
-    return Backend(name, lambda op_name: function, device, frozenset(dtypes) if dtypes else None, accepts)
+    def accepts(*args: Any) -> list[str]:
+        # The dtype of qkv decides: the log-sum-exp beside it is float32 or wider whatever that is.
+        qkv = packed_of(args)
+        if qkv.dtype not in dtypes:
+            return [f"takes {', '.join(str(d)[6:] for d in dtypes)}, got {str(qkv.dtype)[6:]}"]
+        return asks(qkv) if asks is not None and qkv.is_cuda else []
+
+    def find(op_name: str) -> Callable[..., Any]:
+        if name == "xformers" and not _installed(name):
+            raise BackendError("xformers is not installed; pip install xformers")
+        return function
+
+    return Backend(name, find, device, accepts=accepts)
 
 
 def _split(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,8 +90,9 @@ def _packed(dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
 def _base_two(lse: Tensor, qkv: Tensor) -> Tensor:
     """Shapes: PyTorch's, at times longer than N or with a last dimension of one -> contiguous [B, M, N]."""
     B, N, _, M, _ = qkv.shape
-    lse = lse.reshape(B, M, -1)[..., :N]
-    return torch.mul(lse, LOG2E, out=torch.empty((B, M, N), dtype=lse.dtype, device=lse.device))
+    if lse.shape != (B, M, N):
+        lse = lse.reshape(B, M, -1)[..., :N]
+    return (lse * LOG2E).contiguous()
 
 
 def _cpu(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -102,6 +106,16 @@ def _cpu_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: fl
             _heads(grad, qkv), *_split(qkv), _heads(out, qkv), lse / LOG2E, 0.0, False, scale=scale
         )
     )
+
+
+def _cpu_float32(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """For 16 bits on CPUs that have no matrix unit for them: PyTorch's kernel is then faster in float32."""
+    out, lse = _cpu(qkv.float(), scale)
+    return out.to(qkv.dtype), lse
+
+
+def _cpu_float32_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
+    return _cpu_backward(grad.float(), qkv.float(), out.float(), lse, scale).to(qkv.dtype)
 
 
 def _flash(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -202,18 +216,16 @@ def _no_dropout(qkv: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.int64, device=qkv.device)
 
 
-def _packed_of(args: tuple[Any, ...]) -> Tensor:
+def packed_of(args: tuple[Any, ...]) -> Tensor:
     """Return qkv among the arguments of either direction: (qkv, ...) or (grad, qkv, ...)."""
-    return next(a for a in args if isinstance(a, Tensor) and a.ndim == 5)
+    qkv: Tensor = args[0] if args[0].ndim == 5 else args[1]
+    return qkv
 
 
-def _asks_torch(kernel: str) -> Callable[..., list[str]]:
+def _asks_torch(kernel: str) -> Callable[[Tensor], list[str]]:
     """Return a check that puts PyTorch's own reasons against one of its kernels into words, once per shape."""
 
-    def accepts(*args: Any) -> list[str]:
-        qkv = _packed_of(args)
-        if not qkv.is_cuda:
-            return []
+    def asks(qkv: Tensor) -> list[str]:
         enabled = getattr(torch.backends.cuda, _SWITCHES[kernel])()
         key = (kernel, enabled, qkv.device, qkv.dtype, qkv.shape)
         if key not in _REFUSALS:
@@ -227,18 +239,13 @@ def _asks_torch(kernel: str) -> Callable[..., list[str]]:
             _REFUSALS[key] = [] if able else (texts or [f"PyTorch's {kernel} attention does not take this call"])
         return _REFUSALS[key]
 
-    return accepts
+    return asks
 
 
 _SWITCHES = {"cudnn": "cudnn_sdp_enabled", "flash": "flash_sdp_enabled", "efficient": "mem_efficient_sdp_enabled"}
 
 
-def _asks_xformers(*args: Any) -> list[str]:
-    qkv = _packed_of(args)
-    return xformers_reasons(qkv) if qkv.is_cuda else []
-
-
-def xformers_reasons(qkv: Tensor) -> list[str]:
+def _asks_xformers(qkv: Tensor) -> list[str]:
     """Return why xformers has no operator for this qkv, in its own words, or nothing."""
     key = ("xformers", qkv.device, qkv.dtype, qkv.shape)
     if key not in _REFUSALS:
@@ -255,14 +262,8 @@ def xformers_reasons(qkv: Tensor) -> list[str]:
     return _REFUSALS[key]
 
 
-def _find_xformers(function: Callable[..., Any]) -> Callable[[str], Callable[..., Any]]:
-    def find(op_name: str) -> Callable[..., Any]:
-        try:
-            missing = importlib.util.find_spec("xformers") is None
-        except (ImportError, ValueError):  # sys.modules may hold None for it
-            missing = True
-        if missing:
-            raise BackendError("xformers is not installed; pip install xformers")
-        return function
-
-    return find
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # sys.modules may hold None for it
+        return False

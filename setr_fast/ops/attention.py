@@ -27,6 +27,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # then PyTorch's own order, so that nobody loses speed by using this op; SETR_FAST_BACKEND=attention=triton takes ours.
 PREFERRED: dict[str, tuple[str, ...]] = {
     "cpu": ("sdpa_cpu",),
+    # Measured: docs/design/0004-attention.md. A CPU whose matrix unit takes bfloat16 (amx_bf16) is unmeasured.
+    "cpu_half_without_amx": ("sdpa_cpu_float32", "sdpa_cpu"),
     "sm_80": ("sdpa_flash", "sdpa_efficient", "triton"),
     "sm_90": ("sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "triton"),
 }
@@ -45,7 +47,7 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
     kind = qkv.device.type
     if qkv.dtype is torch.float32 and torch.is_autocast_enabled(kind):
         qkv = qkv.to(torch.get_autocast_dtype(kind))
-    out: Tensor = torch.ops.setr_fast.attention(qkv, qkv.shape[-1] ** -0.5)[0]
+    out: Tensor = torch.ops.setr_fast.attention.default(qkv, qkv.shape[-1] ** -0.5)[0]
     return out
 
 
@@ -94,7 +96,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor | None, _grad_lse: Tensor | None) -> tuple[Tensor | None, None]:
     if grad is None:
         return None, None
-    return torch.ops.setr_fast.attention_backward(grad, *ctx.saved_tensors, ctx.scale), None
+    return torch.ops.setr_fast.attention_backward.default(grad, *ctx.saved_tensors, ctx.scale), None
 
 
 def _backward_reference(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
@@ -110,8 +112,10 @@ def _backward_fake(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: f
 
 
 def _triton_refuses(*args: Any) -> list[str]:
-    qkv = next(a for a in args if isinstance(a, Tensor) and a.ndim == 5)
+    qkv = _sdpa.packed_of(args)
     reasons, (_, N, _, M, E) = [], qkv.shape
+    if qkv.dtype is torch.float64:
+        reasons.append("takes float16, bfloat16, float32, got float64")
     if E % 16 or E > 128:
         reasons.append(f"head width must be a multiple of 16 up to 128, got {E}")
     if N * 3 * M * E >= 2**31:
@@ -131,10 +135,16 @@ def _contiguous(function: Any) -> Any:
     return call
 
 
+@functools.cache
+def _has_amx() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16")) if hasattr(torch.cpu, "get_capabilities") else False
+
+
 def _prefer(*args: Any) -> tuple[str, ...]:
     device = args[0].device
     if device.type != "cuda":
-        return PREFERRED["cpu"]
+        half = args[0].dtype in (torch.float16, torch.bfloat16)
+        return PREFERRED["cpu_half_without_amx" if half and not _has_amx() else "cpu"]
     return PREFERRED["sm_90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm_80"]
 
 
@@ -196,9 +206,7 @@ def _backward_cost(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: f
 
 
 _NOTE = "not the default until measured on this card; SETR_FAST_BACKEND=attention=triton takes it"
-_triton = partial(
-    python, device="cuda", name="triton", dtypes=DTYPES[:3], accepts=_triton_refuses, note=_NOTE, adapt=_contiguous
-)
+_triton = partial(python, device="cuda", name="triton", accepts=_triton_refuses, note=_NOTE, adapt=_contiguous)
 
 _op = declare_op(
     "attention(Tensor qkv, float scale) -> (Tensor, Tensor)",

@@ -21,6 +21,7 @@ from setr_fast.ops import OPS, _sdpa, attention
 
 FORWARD, BACKWARD = OPS["attention"], OPS["attention_backward"]
 ON_CPU = ["sdpa_cpu", "sdpa_math", "reference"]
+HALF = [torch.float16, torch.bfloat16]
 
 
 def packed(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -62,6 +63,30 @@ def test_forward_and_backward_of_any_two_backends_fit_together(one: str, other: 
     assert got.is_contiguous()
     error = (got.double() - exact).abs().max() / exact.abs().max()
     assert error < 8 * torch.finfo(dtype).eps + 1e-14
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_precision_by_way_of_float32_is_as_exact_as_the_reference(dtype: torch.dtype) -> None:
+    qkv, grad = packed(2, 67, 3, 2, 32, dtype=dtype), packed(2, 67, 64, dtype=dtype, seed=1)
+    exact = BACKWARD.reference(grad.double(), qkv.double(), None, None, 32**-0.5)
+    known = FORWARD.run("sdpa_cpu_float32", qkv, 32**-0.5)
+    assert [t.dtype for t in known] == [dtype, torch.float32]
+    torch.testing.assert_close(known[0], FORWARD.run("reference", qkv, 32**-0.5)[0])
+    got = BACKWARD.run("sdpa_cpu_float32", grad, qkv, *known, 32**-0.5)
+    assert got.dtype == dtype
+    assert (got.double() - exact).abs().max() < 4 * torch.finfo(dtype).eps * exact.abs().max()
+    with pytest.raises(BackendError, match="takes float16, bfloat16, got float32"):
+        FORWARD.run("sdpa_cpu_float32", qkv.float(), 0.25)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
+def test_both_directions_of_a_backend_take_the_same_dtypes(dtype: torch.dtype) -> None:
+    """The log-sum-exp beside 16-bit tensors is float32, and must not count."""
+    qkv = packed(1, 4, 3, 1, 16, dtype=dtype)
+    args = (packed(1, 4, 16, dtype=dtype), qkv, *FORWARD.reference(qkv, 0.25), 0.25)
+    for ahead, back in zip(FORWARD.backends, BACKWARD.backends, strict=True):
+        assert ahead.name == back.name
+        assert FORWARD.refusals(ahead, qkv, 0.25) == BACKWARD.refusals(back, *args)
 
 
 def test_gradcheck_of_the_default_in_float64() -> None:
@@ -143,7 +168,7 @@ def test_our_kernels_name_what_they_cannot_do() -> None:
 
 def test_xformers_says_in_its_own_words_why_it_has_no_operator() -> None:
     pytest.importorskip("xformers", reason="xformers is not installed")
-    (reason,) = _sdpa.xformers_reasons(packed(1, 4, 3, 1, 16))
+    (reason,) = _sdpa._asks_xformers(packed(1, 4, 3, 1, 16))
     assert reason.startswith("xformers")
     assert len(reason) > 40
 
@@ -243,8 +268,8 @@ def test_fsdp2_takes_the_steps_that_one_process_takes() -> None:
 @pytest.mark.parametrize("name", ["setr_naive_vit_t16", "segmenter_mask_vit_t16"])
 def test_encoder_and_mask_decoder_go_through_the_op(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    kept = FORWARD.choose
-    monkeypatch.setattr(FORWARD, "choose", lambda *args: seen.append(tuple(args[0].shape)) or kept(*args))
+    kept = FORWARD._first
+    monkeypatch.setattr(FORWARD, "_first", lambda *args: seen.append(tuple(args[0].shape)) or kept(*args))
     model = create_model(name, num_classes=5, image_size=64, depth=4).eval()
     with torch.no_grad():
         model(torch.zeros(1, 3, 64, 64))
