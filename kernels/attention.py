@@ -58,7 +58,7 @@ LAUNCHES: dict[tuple[str, int, str, str], Launch] = {
     ("forward", 64, "single", "sm_80"): Launch(32, 32, 8, 1),
     ("forward", 128, "single", "sm_80"): Launch(32, 32, 8, 1),
     ("dkdv", 64, "single", "sm_80"): Launch(32, 32, 8, 1),
-    ("dkdv", 128, "single", "sm_80"): Launch(16, 32, 8, 1),
+    ("dkdv", 128, "single", "sm_80"): Launch(32, 32, 8, 1),
     ("dq", 64, "single", "sm_80"): Launch(32, 32, 8, 1),
     ("dq", 128, "single", "sm_80"): Launch(32, 32, 8, 1),
     ("forward", 64, "single", "sm_90"): Launch(32, 32, 8, 1),

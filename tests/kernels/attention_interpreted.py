@@ -81,6 +81,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     dqkv = kernels.attention_backward(gradient, packed, out, lse, scale, case["card"])
     again = kernels.attention_backward(gradient, packed, out, lse, scale, case["card"])
     result: dict[str, Any] = {"same_bits": bool(torch.equal(dqkv, again)), "guards": all(map(untouched, nans.made))}
+    dp = torch.einsum("bqme,bkme->bmqk", grad.double().unflatten(-1, qkv.shape[3:]), qkv[:, :, 2].double())
+    result["terms"] = float(scale * dp.abs().max() * qkv[:, :, :2].double().abs().max())  # of dQ and dK, at most
     names = ("out", "lse", "dqkv")
     for name, got, truth, plain in zip(names, (out, lse, dqkv), wide, narrow, strict=True):
         kept = plain if name == "lse" else plain.to(dtype)

@@ -70,6 +70,9 @@ def test_kernels_agree_with_float64(results: dict[str, dict[str, Any]], case: di
         found = result[what]
         # Twice the error of plain PyTorch with the same storage, and what rounding P to 16 bits adds.
         allowed = 2 * found["plain"] + 2 * EPSILON[case["dtype"]] * max(found["size"], 1.0)
+        if what == "dqkv" and case["kind"] != "random":
+            # P comes from a log-sum-exp rounded to float32, and where rows are equal the terms of dQ and dK cancel.
+            allowed += EPSILON["float32"] * (result["lse"]["size"] * found["size"] / 2 + result["terms"])
         assert found["error"] <= allowed, (what, found)
     assert result["guards"], "a value was written outside of a tensor"
     assert result["same_bits"], "two runs of the backward must give the same bits"
