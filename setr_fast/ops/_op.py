@@ -21,6 +21,7 @@ from setr_fast.errors import BackendError
 from setr_fast.ops import _native
 
 REFERENCE = "reference"
+MOST_CHOICES = 1024  # remembered per op: pictures of any size may come by
 _PUBLIC = torch.library.Library("setr_fast", "DEF")
 _COMPILED = torch.library.Library("setr_fast_native", "DEF")
 
@@ -70,7 +71,8 @@ class Backend:
     """One implementation of an op and, as data, what it can do.
 
     ``find`` returns the callable or raises BackendError with the reason it is missing. ``accepts`` returns further
-    reasons against a call, in words. ``error_factor`` is how much larger than the reference's own rounding error
+    reasons against a call, in words, from nothing but device, dtype and shape of tensors and the other arguments.
+    ``error_factor`` is how much larger than the reference's own rounding error
     (same dtype, against float64) this backend's error may be; ``why`` explains a factor above two. ``note`` is what
     ``doctor`` adds for the reader.
     """
@@ -151,6 +153,7 @@ class Op:
     rounds: bool
     prefer: Callable[..., Sequence[str]] | None = None
     _found: dict[tuple[str, str | None], Callable[..., Any] | str] = field(default_factory=dict)
+    _choices: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict)
     _orders: dict[tuple[str, ...], tuple[Backend, ...]] = field(default_factory=dict)
 
     def __call__(self, *args: Any) -> Any:
@@ -246,8 +249,24 @@ class Op:
     def _dispatch(self, *args: Any) -> Any:
         if _FORCED and (forced := self._forced()):
             return self.run(forced, *args)
+        return self._remembered(*args)(*args)
+
+    def _remembered(self, *args: Any) -> Callable[..., Any]:
+        """Return what serves these arguments, chosen once per device, dtype and shape of all tensors."""
+        key = tuple([(a.device, a.dtype, a.shape) if isinstance(a, Tensor) else a for a in args])
+        try:
+            chosen = self._choices.get(key)
+        except TypeError:  # a list among the arguments
+            return self._chosen(*args)
+        if chosen is None:
+            if len(self._choices) >= MOST_CHOICES:
+                self._choices.clear()
+            chosen = self._choices[key] = self._chosen(*args)
+        return chosen
+
+    def _chosen(self, *args: Any) -> Callable[..., Any]:
         first = self._first(*args)
-        return self.reference(*args) if first is None else self._implementation(first)(*args)
+        return self.reference if first is None else self._implementation(first)
 
 
 OPS: dict[str, Op] = {}

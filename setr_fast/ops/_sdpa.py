@@ -96,7 +96,7 @@ def _base_two(lse: Tensor, qkv: Tensor) -> Tensor:
 
 
 def _cpu(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*_split(qkv), scale=scale)
+    out, lse = aten._scaled_dot_product_flash_attention_for_cpu.default(*_split(qkv), scale=scale)
     return _joined(out), _base_two(lse, qkv)
 
 

@@ -156,6 +156,18 @@ def test_every_backend_of_a_gpu_refuses_the_cpu_in_words() -> None:
             FORWARD.run(name, *args)
 
 
+@pytest.mark.parametrize("name", ["sdpa_cudnn", "sdpa_flash", "sdpa_efficient"])
+def test_operators_of_a_gpu_are_called_as_pytorch_declares_them(name: str) -> None:
+    """On the meta device they check arguments and work out shapes, all that can be known without a GPU."""
+    qkv, grad = torch.empty(2, 197, 3, 4, 64, device="meta").bfloat16(), torch.empty(2, 197, 256, device="meta")
+    ahead, back = (next(b for b in op.backends if b.name == name) for op in (FORWARD, BACKWARD))
+    out, lse = ahead.find("attention")(qkv, 0.125)
+    assert (out.shape, out.stride()) == ((2, 197, 256), (197 * 256, 256, 1))
+    assert (lse.shape, lse.stride(), lse.dtype) == ((2, 4, 197), (4 * 197, 197, 1), torch.float32)
+    dqkv = back.find("attention_backward")(grad.bfloat16(), qkv, out, lse, 0.125)
+    assert (dqkv.shape, dqkv.stride(), dqkv.dtype) == (qkv.shape, qkv.stride(), qkv.dtype)
+
+
 def test_our_kernels_name_what_they_cannot_do() -> None:
     triton = next(b for b in FORWARD.backends if b.name == "triton")
     assert triton.accepts is not None
@@ -268,8 +280,8 @@ def test_fsdp2_takes_the_steps_that_one_process_takes() -> None:
 @pytest.mark.parametrize("name", ["setr_naive_vit_t16", "segmenter_mask_vit_t16"])
 def test_encoder_and_mask_decoder_go_through_the_op(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    kept = FORWARD._first
-    monkeypatch.setattr(FORWARD, "_first", lambda *args: seen.append(tuple(args[0].shape)) or kept(*args))
+    kept = FORWARD._remembered
+    monkeypatch.setattr(FORWARD, "_remembered", lambda *args: seen.append(tuple(args[0].shape)) or kept(*args))
     model = create_model(name, num_classes=5, image_size=64, depth=4).eval()
     with torch.no_grad():
         model(torch.zeros(1, 3, 64, 64))
