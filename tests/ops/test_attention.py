@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import setr_fast
 from setr_fast.errors import BackendError, ShapeError
@@ -226,6 +227,25 @@ def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> N
         assert torch.equal(p.grad, want[name]), name
 
 
+def test_a_selective_checkpoint_may_keep_the_output_and_recompute_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, calls = _small_block(), packed(2, 9, 32), []
+    layer(x).square().sum().backward()
+    want = {n: p.grad.clone() for n, p in layer.named_parameters()}
+    layer.zero_grad()
+    kept = FORWARD._remembered
+    monkeypatch.setattr(FORWARD, "_remembered", lambda *args: calls.append(args) or kept(*args))
+
+    def policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+        save = op is torch.ops.setr_fast.attention.default
+        return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = partial(create_selective_checkpoint_contexts, policy)
+    checkpoint(layer, x, use_reentrant=False, context_fn=contexts).square().sum().backward()
+    assert len(calls) == 1, "attention ran once, not again in the backward"
+    for name, p in layer.named_parameters():
+        assert torch.equal(p.grad, want[name]), name
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_it_compiles_whole_forward_and_backward(autocast: bool) -> None:
     layer, x = _small_block(), packed(2, 9, 32)
@@ -306,4 +326,6 @@ def test_doctor_says_that_our_kernels_are_not_measured() -> None:
     rows = done.stdout.split("  attention\n")[1].split("reference")[0]
     for name in FORWARD.names()[:-1]:
         assert f" {name} " in rows
-    assert "* sdpa_cpu" in rows
+    (ours,) = [row for row in rows.splitlines() if " triton " in row]
+    assert "not the default until measured on this card; SETR_FAST_BACKEND=attention=triton takes it" in ours
+    assert "* sdpa_cpu " in rows
