@@ -46,8 +46,9 @@ def _backends(name: str, device: str) -> list[str]:
         reasons = op.refusals(backend, *args)
         star = "*" if backend.name == chosen and not reasons and not marked else " "
         marked |= star == "*"
-        lines.append(f"   {star} {backend.name:12s} {backend.device or 'any':5s} {'; '.join(reasons) or 'serves'}")
-    lines.append(f"   {'*' if chosen == REFERENCE else ' '} {REFERENCE:12s} any   serves")
+        verdict = ("; ".join(reasons) or "serves") + (f" ({backend.note})" if backend.note else "")
+        lines.append(f"   {star} {backend.name:14s} {backend.device or 'any':5s} {verdict}")
+    lines.append(f"   {'*' if chosen == REFERENCE else ' '} {REFERENCE:14s} any   serves")
     return lines
 
 

@@ -1,10 +1,11 @@
 """The ops of setr_fast: one file each, all reachable as ``setr_fast.ops.<name>``."""
 
 from setr_fast.ops._op import OPS, backend, check_forced
+from setr_fast.ops.attention import attention
 from setr_fast.ops.augment_image import augment_image
 from setr_fast.ops.augment_label import augment_label
 from setr_fast.ops.confusion_matrix import confusion_matrix
 
-__all__ = ["OPS", "augment_image", "augment_label", "backend", "confusion_matrix"]
+__all__ = ["OPS", "attention", "augment_image", "augment_label", "backend", "confusion_matrix"]
 
 check_forced("SETR_FAST_BACKEND")

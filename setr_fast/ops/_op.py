@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from setr_fast.errors import BackendError
 from setr_fast.ops import _native
 
 REFERENCE = "reference"
+MOST_CHOICES = 1024  # remembered per op: pictures of any size may come by
 _PUBLIC = torch.library.Library("setr_fast", "DEF")
 _COMPILED = torch.library.Library("setr_fast_native", "DEF")
 
@@ -70,8 +71,10 @@ class Backend:
     """One implementation of an op and, as data, what it can do.
 
     ``find`` returns the callable or raises BackendError with the reason it is missing. ``accepts`` returns further
-    reasons against a call, in words. ``error_factor`` is how much larger than the reference's own rounding error
-    (same dtype, against float64) this backend's error may be; ``why`` explains a factor above two.
+    reasons against a call, in words, from nothing but device, dtype and shape of tensors and the other arguments.
+    ``error_factor`` is how much larger than the reference's own rounding error
+    (same dtype, against float64) this backend's error may be; ``why`` explains a factor above two. ``note`` is what
+    ``doctor`` adds for the reader.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Backend:
     accepts: Callable[..., list[str]] | None = None
     error_factor: float = 2.0
     why: str = ""
+    note: str = ""
 
 
 def native(
@@ -108,14 +112,17 @@ def python(
     device: str | None = None,
     name: str = "native",
     arrays: bool = False,
+    adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
     dtypes: Iterable[torch.dtype] | None = None,
     accepts: Callable[..., list[str]] | None = None,
     error_factor: float = 2.0,
     why: str = "",
+    note: str = "",
 ) -> Backend:
     """Declare a Python callable ``module:function``, imported on first use.
 
-    With ``arrays`` it is handed NumPy views of the tensors and its array result becomes a tensor, without a copy.
+    With ``arrays`` it is handed NumPy views of the tensors and its array result becomes a tensor, without a copy;
+    ``adapt`` wraps it.
     """
     module_name, function_name = target.split(":")
 
@@ -126,9 +133,10 @@ def python(
             function = getattr(importlib.import_module(module_name), function_name)
         except (ImportError, AttributeError) as error:
             raise BackendError(f"{target} cannot be imported: {error}") from error
+        function = adapt(function) if adapt is not None else function
         return _on_arrays(function) if arrays else function
 
-    return Backend(name, find, device, _as_set(dtypes), accepts, error_factor, why)
+    return Backend(name, find, device, _as_set(dtypes), accepts, error_factor, why, note)
 
 
 @dataclass
@@ -142,7 +150,11 @@ class Op:
     cases: Callable[[], Iterable[Case]]
     cost: Callable[..., Cost]
     differentiable: bool
-    _found: dict[str, Callable[..., Any] | str] = field(default_factory=dict)
+    rounds: bool
+    prefer: Callable[..., Sequence[str]] | None = None
+    _found: dict[tuple[str, str | None], Callable[..., Any] | str] = field(default_factory=dict)
+    _choices: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict)
+    _orders: dict[tuple[str, ...], tuple[Backend, ...]] = field(default_factory=dict)
 
     def __call__(self, *args: Any) -> Any:
         return getattr(torch.ops.setr_fast, self.name).default(*args)
@@ -188,16 +200,40 @@ class Op:
 
     def choose(self, *args: Any) -> str:
         """Return the name of the backend that a call with these arguments uses."""
-        wanted = _FORCED.get(self.name) or _FORCED.get("*")
-        if wanted and wanted in self.names():
-            return wanted
-        for candidate in self.backends:
-            if not self.refusals(candidate, *args):
-                return candidate.name
-        return REFERENCE
+        if _FORCED and (forced := self._forced()):
+            return forced
+        first = self._first(*args)
+        return REFERENCE if first is None else first.name
+
+    def _forced(self) -> str | None:
+        wanted = _FORCED.get(self.name) or _FORCED.get(self.name.removesuffix("_backward")) or _FORCED.get("*")
+        return wanted if wanted in self.names() else None
+
+    def _first(self, *args: Any) -> Backend | None:
+        """Return the first backend, in order of preference, that has no reason against these arguments."""
+        preferred = tuple(self.prefer(*args)) if self.prefer is not None else ()
+        if preferred not in self._orders:
+            first = [b for name in preferred for b in self.backends if b.name == name]
+            self._orders[preferred] = (*first, *(b for b in self.backends if b.name not in preferred))
+        return next((b for b in self._orders[preferred] if self._serves(b, args)), None)
+
+    def _serves(self, candidate: Backend, args: tuple[Any, ...]) -> bool:
+        """Return whether there is no refusal: the same checks, but in no words and up to the first that fails."""
+        for arg in args:
+            if not isinstance(arg, Tensor):
+                continue
+            if candidate.device is not None and arg.device.type != candidate.device:
+                return False
+            if candidate.dtypes is not None and arg.is_floating_point() and arg.dtype not in candidate.dtypes:
+                return False
+        if candidate.device is not None and not any(isinstance(a, Tensor) for a in args):
+            return False
+        if isinstance(self._find(candidate), str):
+            return False
+        return candidate.accepts is None or not candidate.accepts(*args)
 
     def _find(self, candidate: Backend) -> Callable[..., Any] | str:
-        key = f"{candidate.name}/{candidate.device}"
+        key = (candidate.name, candidate.device)
         if key not in self._found:
             try:
                 self._found[key] = candidate.find(self.name)
@@ -211,7 +247,26 @@ class Op:
         return implementation
 
     def _dispatch(self, *args: Any) -> Any:
-        return self.run(self.choose(*args), *args)
+        if _FORCED and (forced := self._forced()):
+            return self.run(forced, *args)
+        return self._remembered(*args)(*args)
+
+    def _remembered(self, *args: Any) -> Callable[..., Any]:
+        """Return what serves these arguments, chosen once per device, dtype and shape of all tensors."""
+        key = tuple([(a.device, a.dtype, a.shape) if isinstance(a, Tensor) else a for a in args])
+        try:
+            chosen = self._choices.get(key)
+        except TypeError:  # a list among the arguments
+            return self._chosen(*args)
+        if chosen is None:
+            if len(self._choices) >= MOST_CHOICES:
+                self._choices.clear()
+            chosen = self._choices[key] = self._chosen(*args)
+        return chosen
+
+    def _chosen(self, *args: Any) -> Callable[..., Any]:
+        first = self._first(*args)
+        return self.reference if first is None else self._implementation(first)
 
 
 OPS: dict[str, Op] = {}
@@ -227,15 +282,21 @@ def declare_op(
     backends: tuple[Backend, ...] = (),
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    rounds: bool | None = None,
+    prefer: Callable[..., Sequence[str]] | None = None,
 ) -> Op:
     """Register an op and return it.
 
     ``reference`` is plain PyTorch on any device and never refuses; ``fake`` states shapes, dtypes and strides;
-    ``save(ctx, inputs, output)`` and ``backward(ctx, *gradients)`` make it differentiable; ``backends`` stand in order
-    of preference.
+    ``save(ctx, inputs, output)`` and ``backward(ctx, *gradients)`` make it differentiable; ``rounds``: backends may
+    differ by rounding (as a rule those of differentiable ops), all others agree bit for bit. ``backends`` stand in
+    order of preference; ``prefer(*args)`` names those to try first, where that depends on the card. What is forced for
+    an op holds for its ``<op>_backward`` too.
     """
     name = schema.split("(")[0]
-    op = Op(name, schema, reference, backends, cases, cost, differentiable=backward is not None)
+    differentiable = backward is not None
+    rounds = differentiable if rounds is None else rounds
+    op = Op(name, schema, reference, backends, cases, cost, differentiable, rounds, prefer)
     _PUBLIC.define(schema)
     _COMPILED.define(schema)
     _PUBLIC.impl(name, op._dispatch, "CompositeExplicitAutograd")

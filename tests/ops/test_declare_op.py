@@ -104,6 +104,16 @@ def test_choice_skips_what_refuses_and_says_why(op: Op) -> None:
     assert op.choose(torch.zeros(2), 1.0) == "small_only"
 
 
+def test_a_choice_is_remembered_by_shape_and_dtype_and_forcing_goes_before_it(op: Op) -> None:
+    small, large = torch.zeros(2), torch.zeros(3, 5)
+    with setr_fast.backend(f"{op.name}=right"):
+        assert torch.equal(op(large, 2.0), _reference(large, 2.0))
+    for _ in range(2):  # the first that takes fifteen values is "wrong", by one percent
+        assert torch.equal(op(small, 2.0), _reference(small, 2.0))
+        assert not torch.equal(op(large, 2.0), _reference(large, 2.0))
+        assert torch.equal(op(large.double(), 2.0), _reference(large.double(), 2.0))
+
+
 def test_forcing_one_op_leaves_the_others_alone_and_never_falls_back(op: Op) -> None:
     args = _case(op).make(Draw.on())
     with setr_fast.backend(f"{op.name}=right"):
