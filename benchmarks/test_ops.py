@@ -26,7 +26,7 @@ ROWS = [
 ]
 
 
-def _poisoned(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _copies(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
 
 
@@ -42,7 +42,7 @@ def test_op(
     args = case.make(Draw.on(DEVICE, dtype))
     if reasons := op.refusals(backend, *args):
         pytest.skip("; ".join(reasons))
-    fresh = _poisoned(args)
+    fresh = _copies(args)
     ours, reference = op.run(backend.name, *fresh), op.reference(*args)
     for got, want in zip(_list(ours), _list(reference), strict=True):
         _same(got, want, dtype) if op.rounds else torch.testing.assert_close(got, want)
