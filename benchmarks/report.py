@@ -26,13 +26,14 @@ def main() -> int:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return all rows, oldest file first, without those of a dirty tree."""
+    """Return all rows, oldest file first, without those of a dirty tree or of code that no commit names."""
     rows = []
     for path in sorted(folder.rglob("*.jsonl")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             row = json.loads(line)
-            if row["dirty"]:
-                print(f"{path.name}:{number}: refused, measured on a tree with uncommitted changes", file=sys.stderr)
+            if row["dirty"] or not row["commit"]:
+                why = "a tree with uncommitted changes" if row["dirty"] else "code of no known commit"
+                print(f"{path.name}:{number}: refused, measured on {why}", file=sys.stderr)
                 continue
             rows.append(row)
     return rows

@@ -37,6 +37,7 @@ def _op_row(**changes: Any) -> dict[str, Any]:
         "backend": "native",
         "machine": "m",
         "dirty": False,
+        "commit": "abc",
         "ratio": {"median": 3.14159, "p20": 2.5, "p80": 4.0},
     }
     return row | changes
@@ -46,13 +47,17 @@ def test_report_refuses_rows_of_a_dirty_tree_and_shows_the_newest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "1.jsonl").write_text(json.dumps(_op_row()) + "\n" + json.dumps(_op_row(op="dirty", dirty=True)) + "\n")
+    (tmp_path / "3.jsonl").write_text(json.dumps(_op_row(op="nameless", commit="")) + "\n")
     (tmp_path / "2.jsonl").write_text(json.dumps(_op_row(ratio={"median": 7.0, "p20": 6.0, "p80": 8.0})) + "\n")
     rows = report.read_rows(tmp_path)
-    assert "1.jsonl:2: refused" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "1.jsonl:2: refused" in error
+    assert "3.jsonl:1: refused" in error
     table = report.tables(rows)
     assert "| `x` | c | native | 7.0 (6.0..8.0) | m |" in table
     assert "3.1" not in table
     assert "dirty" not in table
+    assert "nameless" not in table
 
 
 def test_readme_holds_exactly_what_the_results_say() -> None:
