@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import multiprocessing.forkserver
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -172,12 +174,27 @@ def _start_method() -> str:
     return "forkserver" if "forkserver" in methods else "spawn"
 
 
+def _start_server() -> None:
+    """Start the server process so that it and its workers ignore Ctrl-C from birth: they inherit what is ignored here.
+
+    Without this, a Ctrl-C while workers start would end them, and the run with an error instead of a checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there can a signal be set
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _from_workers(
     samples: _Samples, steps: list[int], share: functools.partial[list[Key]], workers: int
 ) -> Iterator[Batch]:
     context = multiprocessing.get_context(_start_method())
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["torch", __name__])
+        _start_server()
     loader: DataLoader[Batch] = DataLoader(
         samples,
         batch_sampler=_StepKeys(steps, share),
@@ -194,8 +211,9 @@ def _from_workers(
             if isinstance(batch, SetrFastError):
                 raise batch
             yield batch
-    except RuntimeError as error:
-        if "exited unexpectedly" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # Also a broken connection: the worker was gone before its last batch had been fetched from it.
+        if type(error) is RuntimeError and "exited unexpectedly" not in str(error):
             raise
         raise SetrFastError(
             f"data: a worker process ended, {' '.join(str(error).split())}; fewer --data.workers need less memory"
