@@ -1,5 +1,6 @@
 // SETR_FAST_VARIANTS before a function compiles it for AVX-512, AVX2 and the portable baseline; the loader picks one.
-// All variants give the same bits: they differ in vector width only, and contraction to FMA is off (CMakeLists.txt).
+// Where contraction to FMA is off (CMakeLists.txt says for which files) all variants give the same bits: they differ in
+// vector width only.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
