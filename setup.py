@@ -162,7 +162,7 @@ if __name__ == "__main__":
     kernels = ["setr_fast.kernels"] if (ROOT / "setr_fast" / "kernels").is_dir() else []
     setup(
         packages=[*find_packages(include=["setr_fast", "setr_fast.*"]), *kernels],
-        package_data={"setr_fast": ["recipes/*.toml"]},
+        package_data={"setr_fast": ["recipes/*.toml", "data/tables/*.csv"]},
         ext_modules=[
             Extension(
                 "setr_fast._native",

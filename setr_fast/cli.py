@@ -123,7 +123,8 @@ def _eval(argv: list[str]) -> int:
     a = _parse(EvalArguments, argv, "eval", default=default)
     from setr_fast.engine.commands import eval_command
 
-    eval_command(a.checkpoint, a.data, a.inference, split=a.split, out=a.out, device=a.device)
+    split = a.split if _given(argv, "split") else a.data.val_split  # a known set may call it otherwise
+    eval_command(a.checkpoint, a.data, a.inference, split=split, out=a.out, device=a.device)
     return EXIT_OK
 
 

@@ -19,6 +19,7 @@ from setr_fast.data.decode import image_header, load_mask, mask_header, read_ima
 from setr_fast.data.faults import Fault as Fault
 from setr_fast.data.faults import FaultError
 from setr_fast.data.folder import Sample, Scan, scan_split
+from setr_fast.data.known import known_set
 from setr_fast.data.layouts import find_layout, find_splits, has_masks
 from setr_fast.data.masks import MaskReader, histogram
 from setr_fast.data.options import DataConfig
@@ -29,6 +30,7 @@ from setr_fast.data.source import (
     THREADS,
     classes_of_ids,
     count_classes,
+    data_root,
     largest_training_id,
     size_fault,
     stated_classes,
@@ -55,8 +57,8 @@ def check_folder(
     """
     if not isinstance(config, DataConfig):
         config = DataConfig(root=Path(config))
-    root = config.root
-    assert root is not None, "the built-in scenes need no check"
+    assert config.root is not None, "the built-in scenes need no check"
+    root = data_root(config)
     report = Report(root)
     flags = _flags(config)
     named = list(splits) if splits is not None else _every_split(root, flags, report)
@@ -68,7 +70,10 @@ def check_folder(
     except FaultError as error:
         report.faults.append(error.fault)
         table_is_bad = True
-    scans = {split: scan_split(root, split, config.mask_suffix, flags.get(split, "")) for split in named}
+    scans = {
+        split: scan_split(root, split, config.mask_suffix, config.picture_suffix, flags.get(split, ""))
+        for split in named
+    }
     for split, scan in scans.items():
         optional = splits is None and split not in flags
         if optional and not has_masks(root, split):
@@ -86,7 +91,17 @@ def check_folder(
         facts = SplitFacts(split, len(scan.samples), scan.listing)
         report.splits.append(facts)
         judge(config, report, facts, inspected[split], largest_file)
+        report.faults += _not_all(config, root, facts)
     return report
+
+
+def _not_all(config: DataConfig, root: Path, facts: SplitFacts) -> list[Fault]:
+    """Return a warning where a split of a known set has another number of pairs than was published."""
+    published = known_set(config.dataset).counts.get(facts.name) if config.dataset is not None else None
+    if published in (None, facts.pairs):
+        return []
+    rule = f"split '{facts.name}' of {config.dataset} should have {published} pairs, got {facts.pairs}"
+    return [Fault(root, rule, "unpack the archives again if they are meant to be whole", "warning")]
 
 
 def _flags(config: DataConfig) -> dict[str, str]:
@@ -169,8 +184,8 @@ def _counted(
 
     What was read already is not read again: the training split counts, which is nearly always among it.
     """
-    assert config.root is not None
-    if config.train_split not in inspected and has_masks(config.root, config.train_split):
+    root = data_root(config)
+    if config.train_split not in inspected and has_masks(root, config.train_split):
         try:
             return count_classes(config, config.train_split), None
         except FaultError as error:
@@ -185,7 +200,7 @@ def _counted(
     if not largest:
         return None, None
     try:
-        return classes_of_ids(config.root, split, largest), max(largest, key=lambda mask: (largest[mask], str(mask)))
+        return classes_of_ids(root, split, largest), max(largest, key=lambda mask: (largest[mask], str(mask)))
     except FaultError as error:
         report.faults.append(error.fault)
         return None, None

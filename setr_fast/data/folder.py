@@ -1,7 +1,8 @@
 """Samples of a data folder: which mask goes with which picture, and which files predict is to read.
 
 Pictures and masks are paired by stem. Names are plain text: nothing in them is expanded or decoded.
-Subfolders are not searched; hidden names and files without a picture's suffix are skipped, in every command.
+Subfolders are not searched (but Cityscapes' cities are); hidden names and files without a picture's suffix are skipped,
+in every command.
 """
 
 from __future__ import annotations
@@ -41,25 +42,27 @@ class Scan:
     listing: Path | None = None
 
 
-def find_samples(root: Path, split: str, mask_suffix: str = "") -> list[Sample]:
+def find_samples(root: Path, split: str, mask_suffix: str = "", picture_suffix: str = "") -> list[Sample]:
     """Return the samples of a split, each with its mask, ordered by name or as the split list has them.
 
     Raises: FaultError if the split is missing or empty, or any of its samples is incomplete or ambiguous.
     """
-    scan = scan_split(root, split, mask_suffix)
+    scan = scan_split(root, split, mask_suffix, picture_suffix)
     if scan.faults:
         raise FaultError(scan.faults[0], len(scan.faults) - 1, Path(root))
     return scan.samples
 
 
-def scan_split(root: Path, split: str, mask_suffix: str = "", flag: str = "") -> Scan:
+def scan_split(root: Path, split: str, mask_suffix: str = "", picture_suffix: str = "", flag: str = "") -> Scan:
     """Return the samples of a split together with all that is wrong with its names. Opens no picture.
 
     ``flag``: the option that named the split, for the message if it is not there.
     """
     try:
         layout = find_layout(root, split, flag)
-        pictures, masks = _by_stem(layout.images), _by_stem(layout.masks)
+        pictures = _by_stem(layout.images, layout.nested, cut=picture_suffix)
+        # Where pictures have an end of their own, other files share the folders (Cityscapes: colours, instances).
+        masks = _by_stem(layout.masks, layout.nested, only=mask_suffix if picture_suffix else "")
     except FaultError as error:
         return Scan(faults=[error.fault])
     paired, unpaired, orphans = _pair(pictures, masks, mask_suffix, layout)
@@ -117,23 +120,29 @@ def _add_paths(scan: Scan, root: Path, listing: Path, entry: Entry) -> None:
     scan.samples.append(Sample(name, root / entry.picture, root / entry.mask))
 
 
-def _by_stem(folder: Path) -> Stems:
+def _by_stem(folder: Path, nested: bool, cut: str = "", only: str = "") -> Stems:
+    """Return files by stem, the end ``cut`` taken off. Stems without the end ``cut`` or ``only`` are left out."""
     stems: dict[str, list[Path]] = {}
-    for path in _pictures_in(folder):
-        stems.setdefault(key_of(split_name(path.name)[0]), []).append(path)
+    for path in _pictures_in(folder, nested):
+        stem = split_name(path.name)[0]
+        if stem.endswith(cut) and stem.endswith(only):
+            stems.setdefault(key_of(stem[: len(stem) - len(cut)]), []).append(path)
     return stems
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def _pictures_in(folder: Path, nested: bool = False) -> list[Path]:
     try:
-        with os.scandir(folder) as entries:
-            # Broken links stay in: they are pictures that somebody forgot to fetch, and reading them says so.
-            names = [entry.name for entry in entries if is_picture_name(entry.name) and not entry.is_dir()]
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        if nested:
+            within = [folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+            return [path for inner in within for path in _pictures_in(inner)]
+        # Broken links stay in: they are pictures that somebody forgot to fetch, and reading them says so.
+        return [folder / entry.name for entry in entries if is_picture_name(entry.name) and not entry.is_dir()]
     except OSError as error:
         raise FaultError(
             Fault(folder, f"folder must be readable, got '{error.strerror}'", "check its permissions")
         ) from None
-    return [folder / name for name in sorted(names)]
 
 
 def _pair(

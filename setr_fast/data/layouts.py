@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setr_fast.data.faults import Fault, FaultError, some
+from setr_fast.data.known import describe_known
 from setr_fast.data.lists import split_name
 
 _MASKS = ("masks", "labels", "annotations")
@@ -20,12 +21,14 @@ class _Pattern:
     masks: tuple[str, ...]
     listing: str = "{split}.txt"
     dedicated: bool = True
+    nested: bool = False
 
 
 _PATTERNS = (
     _Pattern("{split}/images", tuple(f"{{split}}/{name}" for name in _MASKS)),
     _Pattern("images/{split}", tuple(f"{name}/{{split}}" for name in _MASKS)),
     _Pattern("img_dir/{split}", ("ann_dir/{split}",)),
+    _Pattern("leftImg8bit/{split}", ("gtFine/{split}",), nested=True),
     _Pattern("images", _MASKS, dedicated=False),
     _Pattern("JPEGImages", ("SegmentationClass",), "ImageSets/Segmentation/{split}.txt", dedicated=False),
     _Pattern("JPEGImages", ("SegmentationClassContext",), "ImageSets/SegmentationContext/{split}.txt", dedicated=False),
@@ -38,37 +41,41 @@ Folders that --data.root may name, for a split called train (--data.train-split,
   train/images + train/masks              masks may also be called labels or annotations
   images/train + labels/train             masks and annotations likewise
   img_dir/train + ann_dir/train
+  leftImg8bit/train/CITY + gtFine/train/CITY (Cityscapes, with --data.picture-suffix and --data.mask-suffix)
   images + labels, with a list train.txt
   JPEGImages + SegmentationClass, with ImageSets/Segmentation/train.txt
   JPEGImages + SegmentationClassContext, with ImageSets/SegmentationContext/train.txt
 
-Pictures and masks have the same stem; --data.mask-suffix _mask pairs a.jpg with a_mask.png.
+Pictures and masks have the same stem; --data.mask-suffix _mask pairs a.jpg with a_mask.png,
+--data.picture-suffix _image pairs a_image.jpg with a.png.
 A list train.txt in the root (a stem per line, or a picture and a mask) narrows any layout to what it names.
 Classes come from classes.csv, .json or .toml in the root (columns id,name,r,g,b,ignore), or --data.classes FILE.
 Masks are PNG, BMP, GIF or TIFF with class ids: palette or grey, 8 or 16 bits (or colours: --data.mask-colours rgb).
 The id 255 is ignored; for masks of 0 and 255 give a class table with the lines 0,background and 255,object.
 Pictures are PNG, JPEG, WebP, BMP, GIF or TIFF; they are turned upright by EXIF, masks must fit the upright picture.
-Hidden files (one leading dot) and subfolders are skipped.
+Hidden files (one leading dot) are skipped, and so are subfolders except Cityscapes' cities.
 
 Without --data.root, commands use built-in scenes that are drawn on the fly (--data.builtin-train, -val, -size)."""
 
 
 def describe_layouts() -> str:
     """Return what a data folder may look like, for ``setr-fast data list``."""
-    return _DESCRIPTION
+    return f"{_DESCRIPTION}\n\n{describe_known()}"
 
 
 @dataclass(frozen=True)
 class Layout:
     """Folders of one split; ``listing`` is its split list, if there is one.
 
-    ``dedicated``: the folders hold this split alone, so that whatever else lies there is worth a word.
+    ``dedicated``: the folders hold this split alone, so that whatever else lies there is worth a word. ``nested``:
+    files lie one folder deeper.
     """
 
     images: Path
     masks: Path
     listing: Path | None
     dedicated: bool
+    nested: bool = False
 
 
 def find_layout(root: Path, split: str, flag: str = "") -> Layout:
@@ -95,7 +102,7 @@ def find_splits(root: Path) -> list[str]:
     """Return the names of the splits that a data folder holds, also where masks are missing; train and val first."""
     root = Path(root)
     names = {name for name in _folders(root) if (root / name / "images").is_dir()}
-    names.update(_folders(root / "images"), _folders(root / "img_dir"))
+    names.update(*(_folders(root / name) for name in ("images", "img_dir", "leftImg8bit")))
     if not names:
         names.update(name for name in _USUAL if _candidates(root, name))
         for folder in ("Segmentation", "SegmentationContext"):
@@ -121,7 +128,7 @@ def _candidates(root: Path, split: str) -> list[Layout]:
         if images.is_dir() and (pattern.dedicated or listed):
             folders = [root / name.format(split=split) for name in pattern.masks]
             layouts += [
-                Layout(images, folder, listing if listed else None, pattern.dedicated)
+                Layout(images, folder, listing if listed else None, pattern.dedicated, pattern.nested)
                 for folder in folders
                 if folder.is_dir()
             ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from setr_fast.data.known import known_set
 from setr_fast.errors import ConfigError
 
 
@@ -15,6 +16,8 @@ class DataConfig:
 
     root: Path | None = None
     """Folder with {split}/{images,masks} or images/{split} + labels/{split}; none: the built-in scenes."""
+    dataset: str | None = None
+    """Known data set in its official layout (see `setr-fast data list`); it sets what is left at its default here."""
     train_split: str = "train"
     """Name of the split to train on."""
     val_split: str = "val"
@@ -29,6 +32,8 @@ class DataConfig:
     """Added to every id in the masks; ids below zero are then ignored (-1 is 'reduce zero label')."""
     mask_colours: Literal["index", "rgb"] = "index"
     """Masks hold class ids (index) or the class table's colours (rgb)."""
+    picture_suffix: str = ""
+    """End of a picture's stem that its mask's does not have, e.g. '_leftImg8bit'."""
     mask_suffix: str = ""
     """What a mask's stem has beyond its picture's, e.g. '_mask'."""
     check: Literal["full", "headers", "off"] = "full"
@@ -46,6 +51,10 @@ class DataConfig:
     """Side of a built-in scene, in pixels."""
 
     def __post_init__(self) -> None:
+        if self.dataset is not None:
+            for name, value in known_set(self.dataset).options.items():
+                if getattr(self, name) == getattr(type(self), name):
+                    object.__setattr__(self, name, value)
         if self.num_classes is not None and not 2 <= self.num_classes <= 254:
             raise ConfigError(f"data.num_classes: must be 2..254, got {self.num_classes}")
         if self.workers is not None and self.workers < 0:

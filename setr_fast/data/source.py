@@ -18,6 +18,7 @@ from setr_fast.data.classes import BINARY_REMEDY, MOST_CLASSES, ClassTable, find
 from setr_fast.data.decode import load_mask, read_image
 from setr_fast.data.faults import Fault, FaultError
 from setr_fast.data.folder import Sample, find_samples
+from setr_fast.data.known import data_folder, known_set
 from setr_fast.data.layouts import has_masks
 from setr_fast.data.masks import MaskReader, histogram
 from setr_fast.data.options import DataConfig
@@ -54,7 +55,7 @@ class FolderSource:
     def __init__(self, config: DataConfig, split: str, classes: ClassTable | None = None) -> None:
         if config.root is None:
             raise ConfigError("data.root: must be a folder to read files from, got none; set --data.root")
-        self.samples = find_samples(config.root, split, config.mask_suffix)
+        self.samples = find_samples(data_root(config), split, config.mask_suffix, config.picture_suffix)
         self.classes = resolve_classes(config, split) if classes is None else classes
         self.names = [sample.name for sample in self.samples]
         self._reader = MaskReader.of(config, self.classes)
@@ -113,14 +114,21 @@ def resolve_classes(config: DataConfig, split: str) -> ClassTable:
     classes = stated_classes(config)
     if classes is not None:
         return classes
-    counted = config.train_split if has_masks(config.root, config.train_split) else split
+    counted = config.train_split if has_masks(data_root(config), config.train_split) else split
     return count_classes(config, counted)
+
+
+def data_root(config: DataConfig) -> Path:
+    """Return the folder that holds the splits: the root, or what a known set's archive unpacks to below it."""
+    assert config.root is not None
+    return config.root if config.dataset is None else data_folder(config.root, known_set(config.dataset).below)
 
 
 def stated_classes(config: DataConfig) -> ClassTable | None:
     """Return the classes that a class table or ``num_classes`` states, or nothing if they have to be counted."""
     assert config.root is not None
-    table = config.classes or find_class_table(config.root)
+    known = None if config.dataset is None else known_set(config.dataset).table_path
+    table = config.classes or known or find_class_table(config.root)
     if table is not None:
         classes = read_class_table(table)
         if config.num_classes not in (None, classes.num_classes):
@@ -144,7 +152,7 @@ def count_classes(config: DataConfig, split: str) -> ClassTable:
     Raises: FaultError naming the mask with the largest id if that makes too many classes.
     """
     assert config.root is not None
-    samples = find_samples(config.root, split, config.mask_suffix)
+    samples = find_samples(data_root(config), split, config.mask_suffix, config.picture_suffix)
     paths = [sample.mask for sample in samples if sample.mask is not None]
     with ThreadPoolExecutor(THREADS) as pool:
         used = list(pool.map(partial(_largest_id, config), paths))
