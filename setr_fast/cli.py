@@ -209,10 +209,9 @@ def _models(argv: list[str]) -> int:
 
 def _recipes(argv: list[str]) -> int:
     _parse(NoArguments, argv, "recipes")
-    from setr_fast.config import recipe_names
+    from setr_fast.config import recipe_lines
 
-    for name in recipe_names():
-        print(f"{name:48s} {recipe_path(name).read_text().splitlines()[0].lstrip('# ')}")
+    print("\n".join(recipe_lines()))
     return EXIT_OK
 
 

@@ -44,15 +44,19 @@ class Config:
 
 
 def read_config(path: Path, base: Config) -> Config:
-    """Return ``base`` with the values of a TOML file laid over it."""
+    """Return ``base`` with the values of a TOML file laid over it; a recipe's published result is not among them."""
+    values = _table(path)
+    values.pop("published", None)
+    return _overlay(base, values, str(path))
+
+
+def _table(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode()
-        values = tomllib.loads(text)
+        return tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: is not a readable TOML file: {error}") from None
-    return _overlay(base, values, str(path))
 
 
 def recipe_path(name: str) -> Path:
@@ -67,6 +71,42 @@ def recipe_path(name: str) -> Path:
 def recipe_names() -> list[str]:
     """Names of all recipes."""
     return sorted(p.stem for p in RECIPES.glob("*.toml"))
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors of a recipe report, in percent; none where they report nothing."""
+
+    miou: float | None = None
+    """One scale, not mirrored."""
+    miou_multi_scale: float | None = None
+    """Several scales and mirrored pictures."""
+    scales: tuple[float, ...] | None = None
+    """Those scales."""
+    source: str = ""
+    """Where the figures stand."""
+
+
+def published(name: str) -> Published:
+    """Return the published result of a recipe; empty for recipes of our own."""
+    values = _table(recipe_path(name)).get("published", {})
+    return _overlay(Published(), values, f"{name}: published")
+
+
+def recipe_lines() -> list[str]:
+    """Return every recipe with its model, data, schedule and published mIoU, aligned, for ``setr-fast recipes``."""
+    rows: list[tuple[str, ...]] = [
+        ("recipe", "model", "data", "crop", "steps x batch", "mIoU", "multi-scale", "source")
+    ]
+    for name in recipe_names():
+        config, result = read_config(recipe_path(name), Config()), published(name)
+        scores = ["-" if score is None else f"{score:.2f}" for score in (result.miou, result.miou_multi_scale)]
+        crop = "x".join(map(str, config.augment.crop))
+        schedule = f"{config.train.steps} x {config.train.batch_size}"
+        data = config.data.dataset or "your own"
+        rows.append((name, config.model.name, data, crop, schedule, *scores, result.source or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{cell:{width}s}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -23,6 +23,8 @@ class ModelConfig:
     """Attention heads per block."""
     taps: tuple[int, ...] | None = None
     """Blocks, from 0, whose output the heads read."""
+    class_token: str | None = None
+    """keep: it takes part in attention; drop: it does not (official SETR-MLA, PaddleViT)."""
     head_channels: int | None = None
     """Channels of the SETR heads' convolutions."""
     drop_path: float | None = None
