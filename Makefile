@@ -6,7 +6,7 @@ SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csr
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-gpu check fix bench native clean
+.PHONY: demo test test-gpu check fix bench bench-check native clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m setr_fast.train --run-dir $(RUN_DIR)
@@ -20,6 +20,11 @@ test-gpu: $(VENV)/test-tools
 
 bench: $(VENV)/test-tools
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+# Rows of this tree, which may be dirty, against the committed ones of the same machine.
+bench-check: $(VENV)/test-tools
+	$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-only -q --record-to build/rows.jsonl
+	$(BIN)/python -m benchmarks.check build/rows.jsonl
 
 check: $(VENV)/dev-tools
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """``python -m benchmarks.report``: write the measured tables of README.md from ``benchmarks/results/``.
 
-Rows of a dirty tree are refused. Where a row was measured more than once, the newest is shown.
+Rows of a dirty tree are refused, and so are those during which other processes were busy. Where a row was measured
+more than once, the newest is shown.
 """
 
 from __future__ import annotations
@@ -26,17 +27,26 @@ def main() -> int:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return all rows, oldest file first, without those of a dirty tree or of code that no commit names."""
+    """Return all rows that can be believed, oldest file first."""
     rows = []
     for path in sorted(folder.rglob("*.jsonl")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             row = json.loads(line)
-            if row["dirty"] or not row["commit"]:
-                why = "a tree with uncommitted changes" if row["dirty"] else "code of no known commit"
-                print(f"{path.name}:{number}: refused, measured on {why}", file=sys.stderr)
+            if why := _refusal(row):
+                print(f"{path.name}:{number}: refused, measured {why}", file=sys.stderr)
                 continue
             rows.append(row)
     return rows
+
+
+def _refusal(row: dict[str, Any]) -> str:
+    if row["dirty"]:
+        return "on a tree with uncommitted changes"
+    if not row["commit"]:
+        return "on code of no known commit"
+    if row.get("disturbed"):
+        return f"while others took {row['others'] + row['steal']:.0%} of the machine"
+    return ""
 
 
 def tables(rows: list[dict[str, Any]]) -> str:

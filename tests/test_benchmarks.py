@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import harness, record_run, report
+from benchmarks import check, disturbance, harness, record_run, report
 
 
 def test_both_sides_run_in_every_round_and_in_turning_order() -> None:
@@ -27,6 +30,59 @@ def test_ratio_is_taken_round_by_round() -> None:
 def test_a_slower_side_is_seen() -> None:
     times = harness.interleaved({"slow": lambda: time.sleep(0.004), "quick": lambda: time.sleep(0.001)}, rounds=5)
     assert harness.ratio(times["slow"], times["quick"])["median"] > 1.5
+
+
+def _clock(busy: float, own: float, steal: float = 0.0, total: float = 10.0) -> disturbance.Clock:
+    return disturbance.Clock(busy, steal, total, own)
+
+
+def test_what_others_take_is_what_is_busy_beyond_this_process() -> None:
+    start = _clock(0, 0, total=0)
+    found = disturbance.between(start, _clock(busy=9, own=6, steal=0.5))
+    assert found == disturbance.Disturbance(others=0.3, steal=0.05)
+    assert found.heavy
+    assert not disturbance.between(start, _clock(busy=6.2, own=6)).heavy  # type: ignore[union-attr]
+    assert disturbance.between(start, _clock(1, 0, total=0.1)) is None  # too short to say
+    assert disturbance.between(None, start) is None
+
+
+def test_a_busy_neighbour_is_noticed() -> None:
+    if disturbance.read_clock() is None:
+        pytest.skip("this system does not tell how busy its processors are")
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        before = disturbance.read_clock()
+        time.sleep(0.6)
+        found = disturbance.between(before, disturbance.read_clock())
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    assert found is not None
+    assert found.others > 0.5 / (os.cpu_count() or 1)
+
+
+def test_disturbed_measurements_are_repeated_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.4, 0.2, 0.3])
+    monkeypatch.setattr(harness, "between", lambda *_: disturbance.Disturbance(next(shares), 0.0))
+    harness.worst_disturbance()
+    calls: list[int] = []
+    harness.interleaved({"a": lambda: calls.append(1)}, rounds=3)
+    assert len(calls) == 1 + 3 * harness.ATTEMPTS
+    assert harness.worst_disturbance() == {"others": 0.2, "steal": 0.0, "disturbed": True}
+    assert harness.worst_disturbance()["disturbed"] is False
+
+
+def test_check_names_what_got_slower_beyond_both_spreads() -> None:
+    then = _op_row(ratio={"median": 10.0, "p20": 9.0, "p80": 11.0})
+    same = _op_row(ratio={"median": 8.5, "p20": 8.0, "p80": 9.0})
+    worse = _op_row(ratio={"median": 6.0, "p20": 5.0, "p80": 7.0}, commit="def")
+    assert check.slower([same], [then]) == ([], 1)
+    lines, compared = check.slower([worse, _op_row(op="new")], [then])
+    assert compared == 1
+    assert "x c native: 6.00" in lines[0]
+    assert "was 10.00" in lines[0]
+    assert check.slower([worse | {"disturbed": True}], [then]) == ([], 0)
 
 
 def _op_row(**changes: Any) -> dict[str, Any]:
@@ -47,6 +103,7 @@ def test_report_refuses_rows_of_a_dirty_tree_and_shows_the_newest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "1.jsonl").write_text(json.dumps(_op_row()) + "\n" + json.dumps(_op_row(op="dirty", dirty=True)) + "\n")
+    (tmp_path / "4.jsonl").write_text(json.dumps(_op_row(op="noisy", disturbed=True, others=0.3, steal=0.0)) + "\n")
     (tmp_path / "3.jsonl").write_text(json.dumps(_op_row(op="nameless", commit="")) + "\n")
     (tmp_path / "2.jsonl").write_text(json.dumps(_op_row(ratio={"median": 7.0, "p20": 6.0, "p80": 8.0})) + "\n")
     rows = report.read_rows(tmp_path)
@@ -58,6 +115,8 @@ def test_report_refuses_rows_of_a_dirty_tree_and_shows_the_newest(
     assert "3.1" not in table
     assert "dirty" not in table
     assert "nameless" not in table
+    assert "noisy" not in table
+    assert "4.jsonl:1: refused, measured while others took 30% of the machine" in error
 
 
 def test_readme_holds_exactly_what_the_results_say() -> None:
