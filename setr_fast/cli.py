@@ -20,9 +20,10 @@ from setr_fast.config import Config, read_config, recipe_path
 from setr_fast.data.options import DataConfig
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ConfigError, SetrFastError
+from setr_fast.metrics.options import RESAMPLES, MetricsConfig
 
 T = TypeVar("T")
-LISTS = ("--scales", "--inference.scales")  # the only options that also take 0.5,1.0
+LISTS = ("--scales", "--inference.scales", "--metrics")  # the only options that also take 0.5,1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,6 +110,7 @@ class EvalArguments:
     """Folder of a saved model, or a run folder (its best model)."""
     data: DataConfig = field(default_factory=DataConfig)
     inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
+    scoring: Annotated[MetricsConfig, tyro.conf.arg(name="")] = field(default_factory=MetricsConfig)
     split: str = "val"
     """Split that is scored."""
     device: str | None = None
@@ -119,12 +121,12 @@ class EvalArguments:
 
 def _eval(argv: list[str]) -> int:
     run = _run_of(_given(argv, "checkpoint"))
-    default = EvalArguments(tyro.MISSING, run.data, run.inference, split=run.data.val_split)
+    default = EvalArguments(tyro.MISSING, run.data, run.inference, MetricsConfig(), split=run.data.val_split)
     a = _parse(EvalArguments, argv, "eval", default=default)
     from setr_fast.engine.commands import eval_command
 
     split = a.split if _given(argv, "split") else a.data.val_split  # a known set may call it otherwise
-    eval_command(a.checkpoint, a.data, a.inference, split=split, out=a.out, device=a.device)
+    eval_command(a.checkpoint, a.data, a.inference, a.scoring, split=split, out=a.out, device=a.device)
     return EXIT_OK
 
 
@@ -161,6 +163,32 @@ def _predict(argv: list[str]) -> int:
     from setr_fast.engine.commands import predict_command
 
     predict_command(a.checkpoint, list(a.inputs), a.out, a.inference, device=a.device)
+    return EXIT_OK
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """Show how the second of two results of `eval` differs from the first, per class and in the mean, and whether that
+    is more than the choice of pictures explains. Exit code 0 whatever the difference; 2 if the two are of other data,
+    other classes or other rules; 3 if a file is no result."""
+
+    first: tyro.conf.Positional[Path]
+    """Result that `eval --out` wrote."""
+    second: tyro.conf.Positional[Path]
+    """Result that is compared with it."""
+    force: bool = False
+    """Compare in spite of other data, classes or rules; then without paired intervals."""
+    out: Path | None = None
+    """File for the comparison as JSON."""
+    bootstrap: int = RESAMPLES
+    """Resamples of the pictures behind the intervals of the differences; 0: none."""
+
+
+def _compare(argv: list[str]) -> int:
+    a = _parse(CompareArguments, argv, "compare")
+    from setr_fast.metrics.commands import compare_command
+
+    compare_command(a.first, a.second, force=a.force, out=a.out, resamples=a.bootstrap)
     return EXIT_OK
 
 
@@ -226,6 +254,7 @@ def _doctor(argv: list[str]) -> int:
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a model (no argument: a small SETR-PUP on built-in scenes)"),
     "eval": (_eval, "score a model on pictures with masks"),
+    "compare": (_compare, "A.json B.json: what changed between two results, and whether it is more than chance"),
     "predict": (_predict, "write class maps and overlays for pictures of any size"),
     "data": (_data, "check DIR: find every fault of a data set; list: layouts that are read"),
     "models": (_models, "names that --model.name takes"),

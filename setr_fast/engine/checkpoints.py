@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,6 +67,18 @@ def data_sha256(source: Source) -> str:
                     yield from _chunks(path)
 
     return _digest(parts())
+
+
+def settings_sha256(settings: Any) -> str:
+    """Return the hash of settings as canonical JSON: sorted keys, no blanks.
+
+    Where the files lay (``data.root``, ``data.classes``) and how many processes read them is not in it: the same
+    evaluation on another machine has the same hash.
+    """
+    kept = dict(settings)
+    if isinstance(kept.get("data"), dict):
+        kept["data"] = {key: value for key, value in kept["data"].items() if key not in ("root", "classes", "workers")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _complete(folder: Path) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,27 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from setr_fast.data.classes import find_class_table
+from setr_fast.data.classes import IGNORED, find_class_table
 from setr_fast.data.faults import one_line
 from setr_fast.data.folder import list_images
 from setr_fast.data.options import DataConfig
 from setr_fast.data.palette import default_palette
 from setr_fast.data.source import open_source
-from setr_fast.engine.checkpoints import checkpoint_folder, data_sha256, weights_sha256
+from setr_fast.engine.checkpoints import checkpoint_folder
 from setr_fast.engine.evaluator import check_classes, evaluate
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.outputs import output_stems
 from setr_fast.engine.overlay import write_index_png, write_overlay
 from setr_fast.engine.pictures import as_pixels
 from setr_fast.engine.predictor import predict
+from setr_fast.engine.record import record
 from setr_fast.engine.video import frames, is_video, require_reader
 from setr_fast.errors import BackendError, ConfigError, DataError
+from setr_fast.fields import nearest
 from setr_fast.files import atomic_folder, atomic_write
-from setr_fast.metrics import Scores, majority_baseline
+from setr_fast.metrics.options import MetricsConfig
+from setr_fast.metrics.table import score_table
+from setr_fast.metrics.tally import Tally
 from setr_fast.models.store import load_model
 
 Palette = Sequence[tuple[int, int, int]]
@@ -42,16 +45,18 @@ def eval_command(
     checkpoint: Path,
     data: DataConfig,
     inference: InferenceConfig,
+    scoring: MetricsConfig | None = None,
     *,
     split: str = "val",
     out: Path | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint on a split, print a table of classes, and return (and write, given ``out``) everything that
-    belongs to the result: scores in [0, 1], speed, all settings, hashes of weights and data.
+    belongs to the result: scores in [0, 1], speed, all settings, hashes of weights, data and settings.
 
-    Units: seconds of reading, predicting and counting; loading the model and hashing are not in them.
+    Units: seconds of reading, predicting and counting; loading the model, hashing and resampling are not in them.
     """
+    scoring = scoring or MetricsConfig()
     if out is not None:
         _make_folder(out.parent, "out")
         if out.is_dir():
@@ -64,34 +69,53 @@ def eval_command(
     check_classes(spec, source)
     if len(source) == 0:
         raise DataError(f"eval: split {split} must hold a picture with a mask, got none; see `setr-fast data check`")
+    names = spec.class_names or source.classes.names
+    tally = tally_for(scoring, names)
     started = time.perf_counter()
-    scores = evaluate(model, source, inference, progress=_progress())
+    evaluate(model, source, inference, progress=_progress(), tally=tally)
     seconds = time.perf_counter() - started
+    scores = tally.scores(scoring.absent)
     if scores.pixels == 0:
         raise DataError(
             f"eval: split {split} must have pixels to score, got ignored ones only; see `setr-fast data check`"
         )
-    names = spec.class_names or source.classes.names
-    result = {
-        **scores.as_dict(names),
-        "majority_mIoU": majority_baseline(scores.confusion),
-        "images": len(source),
-        "seconds": seconds,
-        "images_per_second": len(source) / seconds,
-        "split": split,
-        "checkpoint": str(folder),
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "settings": {"inference": _plain(inference), "data": _plain(data), "model": spec.to_dict()},
-        "sha256": {"weights": weights_sha256(folder), "data": data_sha256(source)},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-    }
+    settings = {"inference": inference, "metrics": scoring, "data": data, "model": spec.to_dict()}
+    result = record(
+        tally, scoring, names, source, folder=folder, split=split, place=place, seconds=seconds, settings=settings
+    )
     print(score_table(scores, names))
+    for line in _further(result):
+        print(line)
     print(f"{len(source)} pictures in {seconds:.1f} s, {result['images_per_second']:.2f} per second")
     if out is not None:
         atomic_write(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
         print(f"written to {out}")
     return result
+
+
+def tally_for(scoring: MetricsConfig, names: Sequence[str]) -> Tally:
+    """Return an empty tally that counts what the options ask for.
+
+    Raises: ConfigError if the class of the mean absolute error is none of the model's.
+    """
+    index = None
+    if "mae" in scoring.metrics:
+        wanted = scoring.mae_class
+        if wanted is None and len(names) != 2:
+            raise ConfigError(f"mae_class: must be given for {len(names)} classes, got none; name one of them")
+        numbers = [str(number) for number in range(len(names))]
+        found = [index for index, name in enumerate(names) if name == wanted]
+        if not found and wanted in numbers:
+            found = [int(wanted)]
+        if wanted is None:
+            found = [1]
+        if len(found) != 1:
+            raise ConfigError(
+                f"mae_class: must be one class's name or number, got {wanted!r}{nearest(wanted or '', names)}"
+            )
+        index = found[0]
+    ratio = scoring.boundary_ratio if "boundary" in scoring.metrics else None
+    return Tally(len(names), ignore_index=IGNORED, boundary_ratio=ratio, probability_of=index)
 
 
 def predict_command(
@@ -163,19 +187,6 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def score_table(scores: Scores, names: Sequence[str]) -> str:
-    """Return IoU and accuracy per class as aligned text, in percent, with the means below."""
-    width = max(len("all (mean)"), *(len(name) for name in names))
-    labels = scores.confusion.sum(1)
-    share = labels / max(scores.pixels, 1)
-    lines = [f"{'class':{width}s}  {'IoU %':>7s}  {'acc %':>7s}  {'pixels %':>8s}"]
-    for name, iou, accuracy, part in zip(names, scores.iou, scores.accuracy, share, strict=True):
-        lines.append(f"{name:{width}s}  {_percent(iou)}  {_percent(accuracy)}  {100 * part:8.2f}")
-    lines.append(f"{'all (mean)':{width}s}  {_percent(scores.miou)}  {_percent(scores.macc)}  {100:8.2f}")
-    lines.append(f"mIoU {100 * scores.miou:.2f}  aAcc {100 * scores.aacc:.2f}  mAcc {100 * scores.macc:.2f}")
-    return "\n".join(lines)
-
-
 def _predict_picture(
     model: nn.Module, image: npt.NDArray[np.uint8], stem: Path, inference: InferenceConfig, palette: Palette
 ) -> Path:
@@ -222,17 +233,29 @@ def _progress() -> Callable[[int, int], None] | None:
     return show
 
 
+def _further(result: dict[str, Any]) -> Iterator[str]:
+    """What the table of classes does not say: intervals, boundary, error."""
+    parts = [("mIoU", result), ("boundary mIoU", result.get("boundary"))]
+    for name, part in parts:
+        if part is None:
+            continue
+        span, mean = part["mIoU_interval"], part["mIoU"]
+        told = name if mean is None else f"{name} {100 * mean:.2f}"
+        if span is not None:
+            told += f", {100 * span['level']:.0f}% interval {100 * span['low']:.2f} to {100 * span['high']:.2f}"
+            told += f" ({span['resamples']} resamples of {result['images']} pictures)"
+        if span is not None or name != "mIoU":
+            yield told
+    if (error := result.get("mae")) is not None:
+        mean = error["MAE"]
+        yield f"MAE of {error['class']} " + ("-" if mean is None else f"{mean:.4f}")
+    if None in result["IoU"].values() or result["absent_classes"] != "left_out":
+        yield f"absent classes: {result['absent_classes']}"
+
+
 def _with_class_count(data: DataConfig, count: int) -> DataConfig:
     """Where no class table says what ids mean, the model does: masks of one split may lack the last classes."""
     unsaid = data.root is not None and data.classes is None and data.num_classes is None
     if not unsaid or count < 2 or (data.root is not None and find_class_table(data.root) is not None):
         return data
     return dataclasses.replace(data, num_classes=count)
-
-
-def _plain(options: Any) -> Any:
-    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
-
-
-def _percent(value: float) -> str:
-    return f"{'-':>7s}" if np.isnan(value) else f"{100 * value:7.2f}"

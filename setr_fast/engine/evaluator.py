@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from setr_fast.data.classes import IGNORED, ClassTable
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.predictor import predict
+from setr_fast.engine.probability import class_probability
 from setr_fast.errors import ConfigError
-from setr_fast.metrics import Scores
-from setr_fast.ops.confusion_matrix import confusion_matrix
+from setr_fast.metrics import Scores, Tally
 
 if TYPE_CHECKING:
     from setr_fast.data.source import Source
@@ -28,28 +27,37 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    tally: Tally | None = None,
 ) -> Scores:
     """Return the scores of ``model`` on every picture of ``source``, each compared at its mask's own size.
 
     With several ranks, this one takes samples rank, rank + world_size, ...; where ``torch.distributed`` is initialised
-    the matrices are summed, so that every rank returns the scores of the whole set, else the caller sums
-    ``Scores.confusion``. ``progress(done, of)`` is called after each picture.
+    the shares are merged, so that every rank returns the scores of the whole set, else the caller merges the tallies.
+    ``tally`` says what is counted besides, and holds it afterwards; pictures it holds already are not done again.
+    ``progress(done, of)`` is called after each picture.
 
-    Raises: ConfigError if model and source differ in their number of classes.
+    Raises: ConfigError if model, source and tally differ in their number of classes.
     """
     spec: Any = model.spec
     check_classes(spec, source)
-    total = torch.zeros(spec.num_classes, spec.num_classes, dtype=torch.int64)
-    indices = range(rank, len(source), world_size)
+    tally = Tally(spec.num_classes, ignore_index=IGNORED) if tally is None else tally
+    if tally.num_classes != spec.num_classes:
+        raise ConfigError(
+            f"evaluate: tally must have the model's {spec.num_classes} classes, got {tally.num_classes}; make a new one"
+        )
+    indices = [index for index in range(rank, len(source), world_size) if index not in tally]
     for done, index in enumerate(indices, start=1):
         image, label = source.read(index)
-        predicted = predict(model, image, config, out_size=(label.shape[0], label.shape[1]))
-        total += confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(label), spec.num_classes, IGNORED).cpu()
+        size = label.shape[0], label.shape[1]
+        tally.add(index, predict(model, image, config, out_size=size), label)
+        if tally.probability_of is not None:
+            share = class_probability(model, image, tally.probability_of, config, out_size=size)
+            tally.add_error(index, share, label)
         if progress is not None:
             progress(done, len(indices))
     if world_size > 1 and dist.is_available() and dist.is_initialized():
-        total = _sum_over_ranks(total)
-    return Scores.of(total)
+        tally.gather()
+    return tally.scores()
 
 
 def check_classes(spec: Any, source: Source) -> None:
@@ -73,10 +81,3 @@ def check_classes(spec: Any, source: Source) -> None:
                 f"evaluate: class {index} must be {name!r} as in the model, got {other!r} from the data; "
                 "give the class table the model was trained with by --data.classes"
             )
-
-
-def _sum_over_ranks(counts: Tensor) -> Tensor:
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else counts.device
-    moved = counts.to(device)
-    dist.all_reduce(moved)
-    return moved.cpu()

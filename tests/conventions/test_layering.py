@@ -17,14 +17,14 @@ ALLOWED: dict[str, set[str]] = {
     "ops": BASE | {"ops"},
     "nn": BASE | {"ops", "nn"},
     "loss": BASE | {"ops"},
-    "metrics": BASE | {"ops"},
+    "metrics": BASE | {"ops", "metrics"},
     "models": BASE | {"ops", "nn", "loss", "models"},
     "data": BASE | {"ops", "data"},
     "engine": BASE | {"ops", "data", "models", "metrics", "loss", "engine"},
     "train": BASE | {"ops", "data", "models", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }
-FREE = {"cli", "report", "__init__", "__main__", "eval", "predict", "doctor"}
+FREE = {"cli", "report", "__init__", "__main__", "eval", "predict", "compare", "doctor"}
 EXCEPTIONS = {("models/model.py", "engine")}  # SegmentationModel.predict hands itself to the predictor
 LIGHT = [
     "cli.py",
@@ -32,7 +32,7 @@ LIGHT = [
     "errors.py",
     "models/catalog.py",
     "models/spec.py",
-    *(f"{p}/options.py" for p in ("data", "models", "engine", "train")),
+    *(f"{p}/options.py" for p in ("data", "models", "metrics", "engine", "train")),
 ]
 
 

@@ -34,6 +34,7 @@ def test_scores_equal_sets_of_pixels_counted_one_by_one(classes, pixels, seed):
         accuracies.append(len(truth & answer) / len(truth) if truth else math.nan)
     np.testing.assert_allclose(scores.iou, ious)
     np.testing.assert_allclose(scores.accuracy, accuracies)
+    np.testing.assert_allclose(scores.dice, [2 * value / (1 + value) for value in ious])
     there = [value for value in ious if not math.isnan(value)]
     np.testing.assert_allclose(scores.miou, sum(there) / len(there) if there else math.nan)
     np.testing.assert_allclose(scores.aacc, np.mean(labels == predicted) if pixels else math.nan)
@@ -46,6 +47,10 @@ def test_absent_classes_are_left_out_or_count_as_one():
     assert left_out.miou == pytest.approx((3 / 4 + 4 / 5) / 2)
     assert as_one.miou == pytest.approx((3 / 4 + 4 / 5 + 1) / 3)
     assert math.isnan(left_out.iou[2])
+    assert left_out.mdice == pytest.approx((6 / 7 + 8 / 9) / 2)
+    assert as_one.mdice == pytest.approx((6 / 7 + 8 / 9 + 1) / 3)
+    assert left_out.as_dict(["a", "b", "c"])["absent_classes"] == "left_out"
+    assert as_one.as_dict(["a", "b", "c"])["absent_classes"] == "counts_as_one"
     assert left_out.aacc == as_one.aacc == pytest.approx(7 / 8)
     assert left_out.macc == pytest.approx((3 / 4 + 1) / 2)
 
@@ -68,7 +73,7 @@ def test_as_dict_is_json_with_null_for_what_has_no_score():
     report = Scores.of(np.array([[2, 0], [0, 0]])).as_dict(["road", "sky"])
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["IoU"] == {"road": 1.0, "sky": None}
-    assert report["mIoU"] == report["aAcc"] == report["mAcc"] == 1.0
+    assert report["mIoU"] == report["aAcc"] == report["mAcc"] == report["mDice"] == 1.0
     empty = Scores.of(np.zeros((2, 2), np.int64)).as_dict(["road", "sky"])
     assert empty["mIoU"] is empty["aAcc"] is empty["mAcc"] is None
 
@@ -94,6 +99,20 @@ def test_majority_baseline_of_nothing_is_nan():
 def test_what_is_no_confusion_matrix_is_refused(wrong):
     with pytest.raises(ShapeError, match="integer matrix"):
         Scores.of(wrong)
+
+
+def test_a_name_that_looks_like_a_numbered_one_keeps_its_entry_too():
+    report = Scores.of(np.eye(3, dtype=np.int64)).as_dict(["wall", "wall", "wall (0)"])
+    assert len(report["IoU"]) == 3
+
+
+@pytest.mark.parametrize("absent", ["left_out", "counts_as_one"])
+def test_one_class_and_no_pixels_have_scores_by_the_rule(absent):
+    assert Scores.of(np.array([[7]]), absent).miou == Scores.of(np.array([[7]]), absent).mdice == 1.0
+    nothing = Scores.of(np.zeros((3, 3), np.int64), absent)
+    assert nothing.miou == 1.0 if absent == "counts_as_one" else math.isnan(nothing.miou)
+    assert math.isnan(nothing.aacc)
+    assert math.isnan(nothing.macc)
 
 
 def test_wrong_number_of_names_is_refused():
