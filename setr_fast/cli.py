@@ -113,6 +113,8 @@ class EvalArguments:
     scoring: Annotated[MetricsConfig, tyro.conf.arg(name="")] = field(default_factory=MetricsConfig)
     split: str = "val"
     """Split that is scored."""
+    recipe: str | None = None
+    """Recipe whose data set, sizes and windows are used instead of those that the model was trained with."""
     device: str | None = None
     """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
     out: Path | None = None
@@ -121,6 +123,8 @@ class EvalArguments:
 
 def _eval(argv: list[str]) -> int:
     run = _run_of(_given(argv, "checkpoint"))
+    if recipe := _given(argv, "recipe"):
+        run = read_config(recipe_path(recipe), Config())
     default = EvalArguments(tyro.MISSING, run.data, run.inference, MetricsConfig(), split=run.data.val_split)
     a = _parse(EvalArguments, argv, "eval", default=default)
     from setr_fast.engine.commands import eval_command

@@ -137,6 +137,10 @@ def test_train_eval_and_predict_through_the_recipe(
     result = json.loads(out.read_text())
     assert result["images"] == 1
     assert len(result["IoU"]) == CLASSES[dataset]
+    again = f"eval --recipe {name} --checkpoint {run} --data.root {root} --inference.resize-short 32 --stride 24 24"
+    again = again.replace("--inference.", "--") + " --crop 32 32 --min-short 32 --out " + str(tmp_path / "again.json")
+    assert main(again.split()) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "again.json").read_text())["mIoU"] == result["mIoU"]
     picture = next(root.rglob("*.jpg"), None) or next(root.rglob("*_leftImg8bit.png"))
     assert main(["predict", "--checkpoint", str(run), "--out", str(tmp_path / "masks"), str(picture)]) == 0
     assert (tmp_path / "masks" / f"{picture.stem}.png").is_file()
