@@ -21,6 +21,7 @@ from setr_fast.data.options import DataConfig
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ConfigError, SetrFastError
 from setr_fast.metrics.options import RESAMPLES, MetricsConfig
+from setr_fast.train.options import ParallelConfig
 
 T = TypeVar("T")
 LISTS = ("--scales", "--inference.scales", "--metrics")  # the only options that also take 0.5,1.0
@@ -66,6 +67,7 @@ class TrainArguments(Config):
     """Named configuration laid over the defaults."""
     config: Path | None = None
     """TOML file laid over the recipe; flags go over both."""
+    parallel: Annotated[ParallelConfig, tyro.conf.arg(name="fsdp")] = field(default_factory=ParallelConfig)
 
 
 def _train(argv: list[str]) -> int:

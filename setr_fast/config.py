@@ -17,7 +17,7 @@ from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import ConfigError
 from setr_fast.fields import coerce, nearest
 from setr_fast.models.options import ModelConfig
-from setr_fast.train.options import OptimConfig, TrainConfig
+from setr_fast.train.options import OptimConfig, ParallelConfig, TrainConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T")
@@ -32,6 +32,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     run_dir: Path | None = None
     """Run folder; none: runs/<model>-<data>-<date>."""

@@ -8,6 +8,8 @@ EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_ENVIRONMENT = 4
 EXIT_DIVERGED = 5
+EXIT_RESUME = 75  # EX_TEMPFAIL of sysexits.h: state is saved, start the same run again with --resume
+EXIT_LOST = 76  # a process of the run is gone; the newest checkpoint is untouched, --resume goes on from it
 EXIT_INTERRUPTED = 130
 
 

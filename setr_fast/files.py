@@ -26,7 +26,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
-        _sync_folder(temporary)
+        sync_folder(temporary)
         if path.exists():
             aside = Path(tempfile.mkdtemp(prefix=".setr_fast-old-", dir=path.parent))
             os.rename(path, aside / path.name)
@@ -57,10 +57,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk."""
     if os.name != "posix":  # folders cannot be opened elsewhere
         return
     handle = os.open(folder, os.O_RDONLY)

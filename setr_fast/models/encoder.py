@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr_fast.models.spec import ModelSpec
 from setr_fast.nn.block import Block, growing_rates
+from setr_fast.nn.chance import dropout
 from setr_fast.nn.embed import PatchEmbed
 from setr_fast.nn.position import resize_positions
 from setr_fast.shapes import Grid
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
             batch = len(patches_BND)
             front = [token.to(patches_BND.dtype).expand(batch, -1, -1) for token in tokens]
             x_BND = torch.cat((*front, patches_BND), dim=1) + positions_1TD
-        return F.dropout(x_BND, self.spec.dropout, self.training)
+        return dropout(x_BND, self.spec.dropout, self.training)
 
     def positions(self, grid: Grid) -> Tensor:
         """Return the position table for a grid, resized where the spec says so."""

@@ -6,19 +6,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr_fast import ops
+from setr_fast.nn import chance
 
 
 def attention(qkv_BN3ME: Tensor, dropout: float = 0.0) -> Tensor:
     """Softmax attention of every token to every token, scaled by E^-0.5, no mask.
 
-    Dropout of the probabilities takes PyTorch's attention on permuted views: no fused backend of the op draws it.
+    Dropout of the probabilities takes PyTorch's attention on permuted views: no fused backend of the op draws it. On a
+    GPU its draws belong to the process (module ``chance``).
 
     Shapes: qkv [B, N, 3, M, E], as the projection leaves it -> [B, N, M * E].
     """
     if dropout == 0.0:
         return ops.attention(qkv_BN3ME, qkv_BN3ME.shape[3])
     q_BMNE, k_BMNE, v_BMNE = qkv_BN3ME.permute(2, 0, 3, 1, 4).unbind(0)
-    out_BMNE = F.scaled_dot_product_attention(q_BMNE, k_BMNE, v_BMNE, dropout_p=dropout)
+    if chance.are_set() and qkv_BN3ME.device.type == "cpu":  # where PyTorch too would write down the probabilities
+        scores_BMNN = q_BMNE @ k_BMNE.transpose(-1, -2) * q_BMNE.shape[-1] ** -0.5
+        out_BMNE = chance.dropout(scores_BMNN.softmax(-1), dropout, training=True) @ v_BMNE
+    else:
+        out_BMNE = F.scaled_dot_product_attention(q_BMNE, k_BMNE, v_BMNE, dropout_p=dropout)
     return out_BMNE.transpose(1, 2).flatten(2)
 
 
@@ -35,7 +41,7 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         qkv_BN3ME = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1))
         x_BND = self.proj(attention(qkv_BN3ME, self.dropout if self.training else 0.0))
-        return F.dropout(x_BND, self.dropout, self.training)
+        return chance.dropout(x_BND, self.dropout, self.training)
 
 
 class Mlp(nn.Module):
@@ -48,8 +54,8 @@ class Mlp(nn.Module):
         self.fc2 = linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
-        return F.dropout(self.fc2(x), self.dropout, self.training)
+        x = chance.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
+        return chance.dropout(self.fc2(x), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -87,8 +93,8 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """
     if rate == 0.0 or not training:
         return x
-    keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - rate)
-    return x * (keep if rate == 1.0 else keep / (1.0 - rate))
+    kept = chance.keep((x.shape[0],) + (1,) * (x.ndim - 1), rate, x.device).to(x.dtype)
+    return x * (kept if rate == 1.0 else kept / (1.0 - rate))
 
 
 def growing_rates(last: float, depth: int) -> list[float]:

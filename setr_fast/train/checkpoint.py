@@ -1,40 +1,54 @@
-"""Checkpoints of a run: complete or absent, readable by anyone, enough to go on to the bit.
+"""Checkpoints of a run: complete or absent, sharded, read by any number of processes, enough to go on to the bit.
 
-``checkpoints/step_00000400/`` holds ``config.json`` and ``model.safetensors`` (what ``eval`` and ``setr_fast.load``
-read: averaged weights where there are any), ``train_state.safetensors`` (raw weights, optimiser state) and
-``train_state.json``. A folder appears under its name only when everything in it is on the disk.
+``checkpoints/step_00000400/`` holds ``train_state.json`` (step, best score, configuration, model, sizes of all files)
+and ``shards/``, which torch.distributed.checkpoint writes: ``weights/<name>``, ``buffers/<name>``, ``average/<name>``
+and ``optimizer/<name>/<key>``. Random streams and the data's order follow from seed and step. Where no rank shards,
+``config.json`` and ``model.safetensors`` stand beside them, for ``eval`` and ``setr_fast.load``; of a sharded
+checkpoint, ``setr-fast consolidate`` makes them. A folder appears under its name when everything in it is on the disk.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from setr_fast.errors import CheckpointError
-from setr_fast.files import atomic_folder
-from setr_fast.models.model import SegmentationModel
-from setr_fast.models.store import load_model, write_model
+from setr_fast.models.spec import ModelSpec
+from setr_fast.models.store import load_model
 from setr_fast.train.average import Average
 
 NAME = re.compile(r"step_(\d{8})")
+SHARDS = "shards"
+ROOT = "run"  # DCP looks at every entry of the outermost table on its own, at 70 microseconds each
+STATE = "train_state.json"
+FORMAT = 2
+
+logger = logging.getLogger("setr_fast")
+
+# DCP says so whenever one process saves or loads alone, which is what was asked of it.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: steps done, the best validation so far, the configuration."""
+    """Where a run stands: steps done, the best validation so far, the configuration, what the model is."""
 
     step: int
     best_miou: float
     config: dict[str, Any]
+    spec: ModelSpec
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -42,8 +56,8 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Tensor]:
-    """Collect raw weights, buffers, averages and optimiser state, in full, on the CPU (a collective)."""
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Tensor]:
+    """Return all that changes while training, under its names in a checkpoint, as it lies on this rank; not copied."""
     tensors = {f"weights/{n}": p.detach() for n, p in model.named_parameters()}
     tensors |= {f"buffers/{n}": b for n, b in model.named_buffers()}
     if average is not None:
@@ -51,43 +65,53 @@ def gather(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average 
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
-    return {key: whole(value).cpu().contiguous() for key, value in tensors.items()}
+    return tensors
 
 
-def restore(
-    state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
-) -> None:
-    """Put a gathered state back, sharding it as the parameters are; every tensor must be there and fit."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(_like(_take(state, f"weights/{name}", parameter), parameter))
-            if average is not None:
-                average.weights[name].copy_(_like(_take(state, f"average/{name}", parameter), parameter))
-        for name, buffer in model.named_buffers():
-            buffer.copy_(_take(state, f"buffers/{name}", buffer))
-    for name, parameter in parameters.items():
-        prefix = f"optimizer/{name}/"
-        for key in [k for k in state if k.startswith(prefix)]:
-            value = state[key]
-            fits = value.shape == parameter.shape
-            optimizer.state[parameter][key[len(prefix) :]] = _like(value, parameter) if fits else value
+def restore(saved: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> None:
+    """Put a checkpoint's tensors back in place (a collective); every tensor must be there and fit.
 
-
-def save(folder: Path, state: dict[str, Tensor], model: SegmentationModel, progress: Progress, *, keep: int) -> Path:
-    """Write one checkpoint and delete all but the newest ``keep``. Only the first rank calls this.
-
-    ``model`` is the plain model whose weights are to be evaluated; ``state`` comes from ``gather``.
+    The checkpoint may come from another number of ranks, sharded or not.
     """
-    target = folder / f"step_{progress.step:08d}"
-    with atomic_folder(target) as temporary:
-        write_model(model, temporary)
-        save_file(state, temporary / "train_state.safetensors")
-        facts = {"step": progress.step, "best_miou": progress.best_miou, "config": progress.config}
-        (temporary / "train_state.json").write_text(json.dumps(facts, indent=2))
-    for old in complete(folder)[:-keep]:
-        shutil.rmtree(old)
+    known = _metadata(saved)
+    target = tensors_of(model, optimizer, average)
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer/{name}/"
+        for key in [k for k in known if k.startswith(prefix)]:
+            fits = known[key].size == parameter.shape
+            empty = torch.zeros_like(parameter.detach()) if fits else torch.zeros(known[key].size)
+            target[key] = optimizer.state[parameter][key[len(prefix) :]] = empty
+    for key, tensor in target.items():
+        if key not in known:
+            raise CheckpointError(
+                f"{saved}: must hold {key}, and does not; the configuration differs from the run's own"
+            )
+        if known[key].size != tensor.shape:
+            raise CheckpointError(f"{saved}: {key} must be {tuple(tensor.shape)}, got {tuple(known[key].size)}")
+    _load(saved, target)
+
+
+def read_tensors(saved: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Read a checkpoint's tensors whose names begin with ``prefix``, in full, on the CPU, in this process alone."""
+    target = {
+        key: torch.empty(value.size, dtype=value.properties.dtype)
+        for key, value in _metadata(saved).items()
+        if key.startswith(prefix)
+    }
+    _load(saved, target, alone=True)
     return target
+
+
+def read_progress(saved: Path) -> Progress:
+    """Read where the run stood; CheckpointError in one line if the file is damaged."""
+    try:
+        facts = json.loads((saved / STATE).read_text())
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}, not {FORMAT}")
+        spec = ModelSpec.from_dict(facts["spec"])
+        return Progress(facts["step"], facts["best_miou"], facts["config"], spec)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{saved}: cannot be read: {_line(error)}; delete it to use the one before") from None
 
 
 def complete(folder: Path) -> list[Path]:
@@ -97,22 +121,38 @@ def complete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
 
 
-def read(checkpoint: Path) -> tuple[dict[str, Tensor], Progress]:
-    """Read what ``save`` wrote; CheckpointError in one line if it is damaged."""
+def newest_intact(folder: Path) -> Path | None:
+    """Return the newest checkpoint whose files all have the sizes they were written with; warn about others.
+
+    Raises: CheckpointError if there are checkpoints and none is intact.
+    """
+    damaged: list[str] = []
+    for saved in reversed(complete(folder)):
+        fault = fault_of(saved)
+        if fault is None:
+            for other in damaged:
+                logger.warning("%s; it is passed over for %s", other, saved.name)
+            return saved
+        damaged.append(fault)
+    if damaged:
+        raise CheckpointError(f"{damaged[0]}; no other checkpoint is intact: start anew with another --run-dir")
+    return None
+
+
+def fault_of(saved: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or nothing."""
     try:
-        facts = json.loads((checkpoint / "train_state.json").read_text())
-        state = load_file(checkpoint / "train_state.safetensors")
-        return state, Progress(facts["step"], facts["best_miou"], facts["config"])
+        facts = json.loads((saved / STATE).read_text())
+        sizes: dict[str, int] = facts["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{checkpoint}: cannot be resumed from: {reason}; delete it to use the one before"
-        ) from None
-    except Exception as error:  # safetensors raises a class of its own
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{checkpoint}: train_state.safetensors is damaged: {reason}; delete this folder"
-        ) from None
+        return f"{saved}: {STATE} is damaged ({_line(error)})"
+    for name, size in sizes.items():
+        file = saved / name
+        if not file.is_file():
+            return f"{saved}: {name} is missing"
+        if file.stat().st_size != size:
+            return f"{saved}: {name} is damaged, it must have {size} bytes, got {file.stat().st_size}"
+    return None
 
 
 def start_weights(model: nn.Module, path: Path) -> None:
@@ -127,19 +167,25 @@ def start_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(saved)
 
 
-def _take(state: dict[str, Tensor], key: str, target: Tensor) -> Tensor:
-    if key not in state:
+def _metadata(saved: Path) -> dict[str, TensorStorageMetadata]:
+    try:
+        known = dcp.FileSystemReader(saved / SHARDS).read_metadata().state_dict_metadata
+    except (Exception, CheckpointException) as error:  # a damaged pickle may raise anything
         raise CheckpointError(
-            f"checkpoint: must hold {key}, and does not; the configuration differs from the run's own"
-        )
-    if state[key].shape != target.shape:
-        raise CheckpointError(f"checkpoint: {key} must be {tuple(target.shape)}, got {tuple(state[key].shape)}")
-    return state[key].to(target.dtype)
+            f"{saved}: its list of tensors cannot be read: {_line(error)}; delete this folder"
+        ) from None
+    begin = ROOT + "."
+    return {k.removeprefix(begin): v for k, v in known.items() if isinstance(v, TensorStorageMetadata)}
 
 
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Bring a full tensor to a parameter's device and sharding; every rank has the full one, so nothing is sent."""
-    if isinstance(parameter, DTensor):
-        value = value.to(parameter.device_mesh.device_type)
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value.to(parameter.device)
+def _load(saved: Path, target: dict[str, Tensor], alone: bool = False) -> None:
+    alone = alone or not torch.distributed.is_initialized()
+    try:
+        with torch.no_grad():
+            dcp.load({ROOT: target}, storage_reader=dcp.FileSystemReader(saved / SHARDS), no_dist=alone)
+    except (Exception, CheckpointException) as error:  # the latter, of any rank's failure, is a BaseException
+        raise CheckpointError(f"{saved}: its tensors cannot be read: {_line(error)}; delete this folder") from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

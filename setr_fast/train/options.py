@@ -76,10 +76,50 @@ class TrainConfig:
     """Validation pictures that are drawn with their prediction."""
     tensorboard: bool = False
     """Write TensorBoard events as well (pip install 'setr_fast[tensorboard]')."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass of a block makes again: nothing; all but matrix products and attention; all."""
+    compile: bool = False
+    """Compile every encoder block (torch.compile)."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """After a loss or gradient that is not finite: stop; or skip the step, at most ten in a row. Either way the
+    samples' names are written to diverged.jsonl in the run folder."""
+    save: Literal["async", "wait"] = "async"
+    """Write checkpoints while training goes on, or wait for each."""
+    restarts: int = 3
+    """How often processes that were killed are started again from the newest checkpoint."""
+    peak_tflops: float = 0.0
+    """Peak of one GPU in TFLOP/s that the model FLOPs utilisation is stated against; 0: that of cards we know."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: must be 1 or more, got {getattr(self, name)}")
+        if self.restarts < 0 or self.peak_tflops < 0:
+            raise ConfigError(
+                f"train: restarts and peak_tflops must be 0 or more, got {self.restarts}, {self.peak_tflops}"
+            )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"train.ema: must lie in [0, 1), got {self.ema}")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How --fsdp spreads a model, and how long processes wait for each other."""
+
+    reshard: Literal["never", "always", "host"] = "never"
+    """When gathered weights of a block are freed after its forward pass: never (gradients and optimiser state stay
+    sharded); always, gathering them again for the backward; host: down to the shards of one host."""
+    replicas: int = 1
+    """Copies of the whole model, each sharded over an equal part of the processes (HSDP); 0: one per host."""
+    group: int = 1
+    """Encoder blocks that are gathered together."""
+    timeout: float = 600.0
+    """Seconds that a process waits for the others before the run fails."""
+
+    def __post_init__(self) -> None:
+        if self.replicas < 0 or self.group < 1:
+            raise ConfigError(
+                f"fsdp: replicas must be 0 or more, group 1 or more, got {self.replicas} and {self.group}"
+            )
+        if not self.timeout > 0:
+            raise ConfigError(f"fsdp.timeout: must be positive, got {self.timeout}")

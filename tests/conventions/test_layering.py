@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": BASE | {"ops", "nn", "loss", "models"},
     "data": BASE | {"ops", "data"},
     "engine": BASE | {"ops", "data", "models", "metrics", "loss", "engine"},
-    "train": BASE | {"ops", "data", "models", "metrics", "loss", "engine", "train", "config"},
+    "train": BASE | {"ops", "nn", "data", "models", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }
 FREE = {"cli", "report", "__init__", "__main__", "eval", "predict", "compare", "doctor"}

@@ -1,0 +1,76 @@
+"""Dropout and stochastic depth whose draws belong to the sample, not to the process that happens to hold it.
+
+While ``places`` is set, what a sample draws follows from three things: a key that the default CPU generator gives per
+call (all processes seed it alike, and activation checkpointing restores it), the sample's place in the global batch,
+and the position of the value. So one, two or four processes zero the same values, and so does any number of parts
+that a batch is worked through in. Outside ``places``, PyTorch's own dropout is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Multipliers of splitmix64 (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195) as signed 64-bit numbers, and two
+# odd numbers that keep place and position apart.
+_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+_PLACE, _POSITION = 0x9E3779B97F4A7C15 - 2**64, 0xD6E8FEB86659FD93 - 2**64
+
+_places: Tensor | None = None
+
+
+@contextmanager
+def places(rows_B: Tensor) -> Iterator[None]:
+    """Say where the samples of the next forward and backward passes stand in the global batch.
+
+    Shapes: rows [B], int64, on the samples' device.
+    """
+    global _places
+    before, _places = _places, rows_B
+    try:
+        yield
+    finally:
+        _places = before
+
+
+def are_set() -> bool:
+    """Return whether draws belong to the samples at the moment."""
+    return _places is not None
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Zero values with probability ``rate`` and divide the others by 1 - rate.
+
+    Shapes: [B, ...], the samples first.
+    """
+    if rate == 0.0 or not training:
+        return x
+    if _places is None:
+        return F.dropout(x, rate, training)
+    kept = keep(x.shape, rate, x.device)
+    return x * kept.to(x.dtype) / max(1.0 - rate, torch.finfo(torch.float32).tiny)
+
+
+def keep(shape: torch.Size | tuple[int, ...], rate: float, device: torch.device) -> Tensor:
+    """Return which values are kept: false with probability ``rate``. Shapes: [B, ...]."""
+    if _places is None:
+        return torch.empty(shape, device=device).bernoulli_(1.0 - rate).bool()
+    key = torch.randint(0, 2**62, (), dtype=torch.int64).to(device)
+    count = 1
+    for size in shape[1:]:
+        count *= size
+    positions_n = torch.arange(count, dtype=torch.int64, device=device)
+    x_Bn = (key + _places * _PLACE)[:, None] ^ (positions_n * _POSITION)[None]
+    x_Bn = (x_Bn ^ _shifted(x_Bn, 30)) * _MIX_1
+    x_Bn = (x_Bn ^ _shifted(x_Bn, 27)) * _MIX_2
+    top_24_bits = _shifted(x_Bn ^ _shifted(x_Bn, 31), 40)
+    return (top_24_bits >= round(rate * 2**24)).view(shape)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Shift right without copying the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,140 @@
+"""One optimiser step: the batch in parts, gradients of the global batch's loss, clipping, the NaN policy."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from setr_fast.data.loader import Batch
+from setr_fast.errors import DivergedError
+from setr_fast.models.model import SegmentationModel
+from setr_fast.models.spec import ModelSpec
+from setr_fast.nn import chance
+from setr_fast.train.options import TrainConfig
+from setr_fast.train.parallel import synchronise_gradients
+from setr_fast.train.ranks import Ranks
+
+MOST_SKIPPED = 10  # steps in a row without a finite loss: more is no accident of a batch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did: the global batch's loss and gradient norm, both the same on every rank."""
+
+    loss: float
+    norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step was taken."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def take_step(
+    model: SegmentationModel,
+    step_loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: TrainConfig,
+    ranks: Ranks,
+    step: int,
+) -> Outcome:
+    """Take step number ``step`` (from 0); leave everything as it is where loss or gradient is not finite.
+
+    The loss is that of the global batch: each part's mean is weighted by its share of the pixels that the mean runs
+    over, so neither ranks nor parts change it. Random draws belong to the samples (module ``chance``).
+    """
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    images = batch.image.to(ranks.device, non_blocking=True)
+    labels = batch.label.to(ranks.device, non_blocking=True)
+    counted = _counted(labels, model.spec)
+    everywhere = ranks.sum(counted.sum()).clamp_min(1)
+    places_B = torch.arange(len(images), device=ranks.device) * ranks.world_size + ranks.rank
+    parts = min(config.accumulate, len(images))
+    total = torch.zeros((), device=ranks.device, dtype=torch.float64)
+    for part in range(parts):
+        chosen = slice(part * len(images) // parts, (part + 1) * len(images) // parts)
+        share = counted[chosen].sum() / everywhere
+        synchronise_gradients(step_loss, part == parts - 1)
+        _seed(config.seed, step, ranks)
+        with chance.places(places_B[chosen]):
+            with autocast(config, ranks):
+                loss = step_loss(images[chosen], labels[chosen])
+            (loss * (share * ranks.world_size)).backward()  # gradients are averaged over the ranks: times their number
+        total += loss.detach().double() * share
+    norm = _clip(model, config.clip_norm)
+    outcome = Outcome(float(ranks.sum(total)), norm)
+    if outcome.finite:
+        optimizer.step()
+    return outcome
+
+
+def diverged(batch: Batch, outcome: Outcome, step: int, ranks: Ranks) -> tuple[dict[str, Any], DivergedError]:
+    """Return the record of a batch without a finite step, and the error that says so (a collective)."""
+    names = [name for group in ranks.every(batch.names) for name in group]
+    what = "loss" if not math.isfinite(outcome.loss) else "gradient norm"
+    value = outcome.loss if what == "loss" else outcome.norm
+    record = {"step": step + 1, "loss": str(outcome.loss), "gradient_norm": str(outcome.norm), "samples": names}
+    shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+    return record, DivergedError(
+        f"train: the {what} is {value} on {shown}; the newest checkpoint is untouched, "
+        "lower --optim.lr, set --train.precision fp32 or --train.on-nan skip"
+    )
+
+
+def autocast(config: TrainConfig, ranks: Ranks) -> Any:
+    """Return the context in which the network computes."""
+    return torch.autocast(ranks.device.type, torch.bfloat16) if uses_bf16(config, ranks) else nullcontext()
+
+
+def uses_bf16(config: TrainConfig, ranks: Ranks) -> bool:
+    """Return whether the network computes in bf16."""
+    if config.precision == "auto":
+        return has_fast_bf16(ranks.device)
+    return config.precision == "bf16"
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether this device multiplies bf16 matrices in hardware faster than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # younger than the oldest torch we take
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))
+
+
+def _counted(labels_BHW: Tensor, spec: ModelSpec) -> Tensor:
+    """Return over how many pixels of each sample the loss is a mean. Shapes: labels [B, H, W] -> [B] float64."""
+    if spec.loss_averaging == "all":
+        size = labels_BHW[0].numel()
+        return torch.full((len(labels_BHW),), size, dtype=torch.float64, device=labels_BHW.device)
+    return (labels_BHW != spec.ignore_index).sum((1, 2)).double()
+
+
+def _clip(model: nn.Module, largest: float) -> float:
+    """Clip the gradient of all parameters to a norm, where one is set, and return what its norm was."""
+    if not largest:
+        return 0.0
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _seed(seed: int, step: int, ranks: Ranks) -> None:
+    """Seed the generators for a step: the CPU's alike on every rank, a GPU's apart."""
+    torch.manual_seed(_mix(seed, step, 0))
+    if ranks.device.type == "cuda":
+        torch.cuda.manual_seed(_mix(seed, step, ranks.rank))
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """Return one 63-bit seed for (seed, step, rank); neighbours differ in about half their bits."""
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
+    value ^= value >> 31
+    return (value * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1
