@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -198,6 +198,26 @@ def _compare(argv: list[str]) -> int:
     return EXIT_OK
 
 
+@dataclass(frozen=True)
+class ConsolidateArguments:
+    """Turn a sharded checkpoint of a run into one model folder."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Run folder (its newest checkpoint), or one of its checkpoints/step_*."""
+    out: Path
+    """Folder for config.json and model.safetensors."""
+    weights: Literal["best", "average", "raw"] = "best"
+    """best: averaged weights where the run has them, else raw ones."""
+
+
+def _consolidate(argv: list[str]) -> int:
+    a = _parse(ConsolidateArguments, argv, "consolidate")
+    from setr_fast.train.consolidate import consolidate
+
+    print(f"{consolidate(a.checkpoint, a.out, a.weights)} -> {a.out}")
+    return EXIT_OK
+
+
 # ---- data, models, doctor ------------------------------------------------------------------------------------------
 
 
@@ -262,6 +282,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_eval, "score a model on pictures with masks"),
     "compare": (_compare, "A.json B.json: what changed between two results, and whether it is more than chance"),
     "predict": (_predict, "write class maps and overlays for pictures of any size"),
+    "consolidate": (_consolidate, "one model folder from a sharded checkpoint"),
     "data": (_data, "check DIR: find every fault of a data set; list: layouts that are read"),
     "models": (_models, "names that --model.name takes"),
     "recipes": (_recipes, "names that --recipe takes"),
@@ -281,10 +302,11 @@ def _speak() -> None:
 
 def _overview() -> str:
     lines = ["usage: setr-fast VERB [options]        (also: python -m setr_fast.VERB)", ""]
-    lines += [f"  {name:10s} {text}" for name, (_, text) in VERBS.items()]
+    lines += [f"  {name:11s} {text}" for name, (_, text) in VERBS.items()]
     lines += [
         "",
-        "`setr-fast VERB --help` lists the options. Exit codes: 0 ok, 2 usage or config, 3 data, 4 environment.",
+        "`setr-fast VERB --help` lists the options. Exit codes: 0 ok, 2 usage or config, 3 data, 4 environment,",
+        "5 diverged, 75 told to stop and saved, 76 a process was lost (train --resume goes on after both).",
     ]
     return "\n".join(lines)
 
