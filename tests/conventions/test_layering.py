@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": BASE | {"ops", "nn", "data", "models", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }
-FREE = {"cli", "report", "__init__", "__main__", "eval", "predict", "compare", "doctor"}
+FREE = {"cli", "report", "__init__", "__main__", "eval", "predict", "compare", "consolidate", "convert", "plan", "doctor"}
 EXCEPTIONS = {("models/model.py", "engine")}  # SegmentationModel.predict hands itself to the predictor
 LIGHT = [
     "cli.py",
