@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from setr_fast.cli import VERBS, _train_defaults, main
+from setr_fast.cli import VERBS, EvalArguments, _parse, _train_defaults, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,17 +18,18 @@ def _run(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "predict", "data", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "eval", "compare", "predict", "data", "doctor"])
 def test_every_verb_is_a_module(verb: str) -> None:
     done = _run(f"setr_fast.{verb}", "--help")
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
 
 
-def test_help_loads_no_torch() -> None:
+@pytest.mark.parametrize("verb", ["train", "eval", "compare"])
+def test_help_loads_no_torch(verb: str) -> None:
     code = (
         "import sys; from setr_fast.cli import main\n"
-        "try: main(['train', '--help'])\n"
+        f"try: main(['{verb}', '--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit('torch' in sys.modules)"
     )
@@ -57,6 +59,10 @@ def test_unknown_verb_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--data.root", "gone", "--run-dir", "RUN"], 3, "gone"),
         (["eval", "--checkpoint", "gone"], 3, "gone"),
         (["predict", "--checkpoint", "gone", "--out", "RUN", "x.png"], 3, "gone"),
+        (["eval", "--checkpoint", "gone", "--boundary-ratio", "0"], 2, "boundary_ratio: must be above 0"),
+        (["eval", "--checkpoint", "gone", "--mae-class", "1"], 2, "mae_class: needs --metrics mae"),
+        (["compare", "gone.json", "gone.json"], 3, "gone.json: result must be a file that can be read"),
+        (["compare", "gone.json", "gone.json", "--bootstrap", "5"], 2, "bootstrap: must be 0 or at least 100"),
         (["data", "check", "gone"], 3, "gone"),
         (["data", "check"], 2, "needs the folder"),
     ],
@@ -75,6 +81,30 @@ def test_known_failures_are_one_line_and_an_exit_code(
     assert "Traceback" not in error
     if error.startswith("setr-fast"):
         assert error.strip().count("\n") == 0
+
+
+def test_comparing_two_results_needs_no_torch(tmp_path: Path) -> None:
+    scores = {"mIoU": 0.5, "aAcc": 0.5, "mAcc": 0.5, "IoU": {"a": 0.5}, "sha256": {"data": "x"}}
+    (tmp_path / "a.json").write_text(json.dumps(scores))
+    (tmp_path / "b.json").write_text(json.dumps(scores | {"sha256": {"data": "y"}}))
+    code = (
+        "import sys; from setr_fast.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    argv = [sys.executable, "-c", code, "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    refused = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "must be of the first's data" in refused.stderr
+    forced = subprocess.run([*argv, "--force"], cwd=ROOT, capture_output=True, text=True)
+    assert forced.returncode == 0
+    assert "+0.00" in forced.stdout
+
+
+def test_metrics_are_a_list_with_commas_or_blanks() -> None:
+    for given in (["--metrics", "mae,boundary"], ["--metrics", "boundary", "mae"]):
+        assert _parse(EvalArguments, ["--checkpoint", "x", *given], "eval").scoring.metrics == ("boundary", "mae")
 
 
 def test_flags_go_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 import types
@@ -18,10 +19,12 @@ from PIL import Image
 from setr_fast.data.options import DataConfig
 from setr_fast.engine import commands
 from setr_fast.engine.checkpoints import checkpoint_folder
-from setr_fast.engine.commands import eval_command, pick_device, predict_command, predict_files
+from setr_fast.engine.commands import eval_command, pick_device, predict_command, predict_files, tally_for
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.predictor import predict
 from setr_fast.errors import BackendError, CheckpointError, ConfigError, DataError
+from setr_fast.metrics.compare import compare_files
+from setr_fast.metrics.options import MetricsConfig
 
 INFERENCE = InferenceConfig()
 
@@ -72,6 +75,79 @@ def test_eval_returns_prints_and_writes_everything(checkpoint, data, tmp_path, m
     printed = capsys.readouterr().out
     for word in ("class_4", "mIoU", "aAcc", "mAcc", "3 pictures"):
         assert word in printed
+
+
+def test_eval_adds_what_is_asked_for_and_names_the_rules(checkpoint, data, tmp_path, capsys):
+    plain = eval_command(checkpoint, data, INFERENCE, device="cpu")
+    assert "boundary" not in plain
+    assert "mae" not in plain
+    assert plain["absent_classes"] == "left_out"
+    asked = MetricsConfig(metrics=("mae", "boundary"), absent="counts_as_one", mae_class="class_2", bootstrap=200)
+    out = tmp_path / "metrics.json"
+    result = eval_command(checkpoint, data, INFERENCE, asked, out=out, device="cpu")
+    assert json.loads(out.read_text()) == result
+    assert result["absent_classes"] == "counts_as_one"
+    assert result["aAcc"] == plain["aAcc"]
+    assert result["boundary"]["ratio"] == 0.02
+    assert 0 < result["boundary"]["mIoU"] < 1
+    assert result["mae"]["class"] == "class_2"
+    assert 0 < result["mae"]["MAE"] < 1
+    assert result["mIoU_interval"]["resamples"] == 200
+    assert result["mIoU_interval"]["low"] <= result["mIoU"] <= result["mIoU_interval"]["high"]
+    assert result["settings"]["metrics"]["absent"] == "counts_as_one"
+    assert len(result["pictures"]["names"]) == len(result["pictures"]["mae"]) == 3
+    assert result["versions"]["setr_fast"]
+    printed = capsys.readouterr().out
+    for word in ("95% interval", "boundary mIoU", "MAE of class_2", "absent classes: counts_as_one"):
+        assert word in printed
+    assert eval_command(checkpoint, data, INFERENCE, MetricsConfig(bootstrap=0))["mIoU_interval"] is None
+
+
+def test_two_results_of_one_set_can_be_compared(checkpoint, data, tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    eval_command(checkpoint, data, INFERENCE, out=files[0])
+    eval_command(checkpoint, data, InferenceConfig(flip=True), out=files[1])
+    found = compare_files(*files)
+    assert found.method == "paired bootstrap over pictures"
+    assert ("inference.flip", False, True) in found.settings
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(data.root / "val/masks/s0.png")
+    eval_command(checkpoint, data, INFERENCE, out=files[1])
+    with pytest.raises(ConfigError, match="first's data"):
+        compare_files(*files)
+
+
+def test_hash_of_the_settings_follows_what_matters_and_not_where_it_lies(checkpoint, data, tmp_path):
+    def digest(data: DataConfig, inference: InferenceConfig = INFERENCE, **scoring) -> str:
+        return eval_command(checkpoint, data, inference, MetricsConfig(**scoring))["sha256"]["settings"]
+
+    first = digest(data)
+    shutil.copytree(data.root, tmp_path / "elsewhere")
+    assert digest(replace(data, root=tmp_path / "elsewhere")) == first
+    found = {first, digest(data, InferenceConfig(flip=True)), digest(data, absent="counts_as_one")}
+    found.add(digest(replace(data, ignore_index=3)))
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "index"),
+    [(None, ("a", "b"), 1), ("b", ("a", "b", "c"), 1), ("2", ("a", "b", "c"), 2), ("0", ("1", "0", "2"), 1)],
+)
+def test_the_class_of_the_error_is_a_name_or_a_number(wanted, names, index):
+    assert tally_for(MetricsConfig(metrics=("mae",), mae_class=wanted), names).probability_of == index
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "told"),
+    [
+        (None, ("a", "b", "c"), "must be given for 3 classes"),
+        ("glas", ("wall", "glass"), "did you mean glass"),
+        ("9", ("a", "b"), "got '9'"),
+        ("a", ("a", "a"), "one class's name"),
+    ],
+)
+def test_a_class_that_is_none_is_a_usage_error(wanted, names, told):
+    with pytest.raises(ConfigError, match=told):
+        tally_for(MetricsConfig(metrics=("mae",), mae_class=wanted), names)
 
 
 def test_hash_of_the_data_follows_names_and_content(checkpoint, data):
