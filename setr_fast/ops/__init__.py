@@ -5,7 +5,18 @@ from setr_fast.ops.attention import attention
 from setr_fast.ops.augment_image import augment_image
 from setr_fast.ops.augment_label import augment_label
 from setr_fast.ops.confusion_matrix import confusion_matrix
+from setr_fast.ops.patch_embed import patch_embed
+from setr_fast.ops.patch_embed_rows import patch_embed_rows
 
-__all__ = ["OPS", "attention", "augment_image", "augment_label", "backend", "confusion_matrix"]
+__all__ = [
+    "OPS",
+    "attention",
+    "augment_image",
+    "augment_label",
+    "backend",
+    "confusion_matrix",
+    "patch_embed",
+    "patch_embed_rows",
+]
 
 check_forced("SETR_FAST_BACKEND")
