@@ -48,12 +48,12 @@ class Encoder(nn.Module):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
 
-    def forward(self, image_BCHW: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, grid: Grid) -> tuple[Tensor, ...]:
         """Return the patch tokens after each tapped block, shallow to deep.
 
-        Shapes: image [B, C, h * P, w * P] -> len(taps) times [B, N, D].
+        Shapes: image uint8 [B, H, W, 3], or normalised [B, C, H, W] -> len(taps) times [B, N, D].
         """
-        x_BND = self.embed(image_BCHW, grid)
+        x_BND = self.embed(image, grid)
         leading = x_BND.shape[1] - grid.tokens
         taps = []
         for index, block in enumerate(self.blocks[: self.spec.taps[-1] + 1]):
@@ -64,19 +64,16 @@ class Encoder(nn.Module):
             taps[-1] = self.norm(taps[-1])
         return tuple(taps)
 
-    def embed(self, image_BCHW: Tensor, grid: Grid) -> Tensor:
+    def embed(self, image: Tensor, grid: Grid) -> Tensor:
         """Return what enters the first block: patch tokens, in front of them the class tokens where they are kept."""
-        leading = self.spec.leading_tokens
-        patches_BND = self.patch_embed(image_BCHW)
-        positions_1TD = self.positions(grid)
-        if self.spec.class_token == "drop":
-            x_BND = patches_BND + positions_1TD[:, leading:]
-        else:
+        spec, leading = self.spec, self.spec.leading_tokens
+        positions_TD = self.positions(grid)[0]
+        x_BND = self.patch_embed(image, positions_TD[leading:], grid, spec.mean, spec.std)
+        if spec.class_token == "keep":
             tokens = (self.cls_token,) if self.dist_token is None else (self.cls_token, self.dist_token)
-            batch = len(patches_BND)
-            front = [token.to(patches_BND.dtype).expand(batch, -1, -1) for token in tokens]
-            x_BND = torch.cat((*front, patches_BND), dim=1) + positions_1TD
-        return dropout(x_BND, self.spec.dropout, self.training)
+            front_1LD = torch.cat(tokens, dim=1) + positions_TD[:leading]
+            x_BND = torch.cat((front_1LD.expand(len(x_BND), -1, -1), x_BND), dim=1)
+        return dropout(x_BND, spec.dropout, self.training)
 
     def positions(self, grid: Grid) -> Tensor:
         """Return the position table for a grid, resized where the spec says so."""

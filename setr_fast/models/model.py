@@ -20,7 +20,7 @@ from setr_fast.models.heads.naive import naive_aux_head, naive_head
 from setr_fast.models.heads.pup import pup_aux_head, pup_head
 from setr_fast.models.spec import ModelSpec
 from setr_fast.nn.conv import resize
-from setr_fast.nn.embed import fit_to_grid
+from setr_fast.ops.patch_embed import channels_and_size
 from setr_fast.shapes import Grid
 
 if TYPE_CHECKING:
@@ -57,37 +57,41 @@ class SegmentationModel(nn.Module):
         distinct = min(len(spec.aux_levels), 1) if spec.shared_modules else len(spec.aux_levels)
         self.aux_heads = nn.ModuleList(AUX_HEADS[spec.head](spec) for _ in range(distinct))
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Per-pixel class logits [B, K, H, W] of a normalised picture [B, C, H, W], any H and W."""
-        grid = self.grid(image_BCHW)
-        logits_BKhw = self.head(self.levels(image_BCHW, grid), grid)
+    def forward(self, image: Tensor) -> Tensor:
+        """Per-pixel class logits [B, K, H, W] of pictures of any H and W.
+
+        Like every method here it takes bytes, uint8 [B, H, W, 3] RGB, or pictures [B, C, H, W] that were normalised
+        with the spec's mean and std.
+        """
+        grid = self.grid(image)
+        logits_BKhw = self.head(self.levels(image, grid), grid)
         logits_BKHW = resize(logits_BKhw, self.resize_size(grid), self.spec.align_corners)
         return logits_BKHW[..., : grid.image[0], : grid.image[1]]
 
-    def logits(self, image_BCHW: Tensor) -> Tensor:
+    def logits(self, image: Tensor) -> Tensor:
         """Logits of the main head before the last resize, [B, K, h, w]."""
-        grid = self.grid(image_BCHW)
-        return self.head(self.levels(image_BCHW, grid), grid)
+        grid = self.grid(image)
+        return self.head(self.levels(image, grid), grid)
 
-    def all_logits(self, image_BCHW: Tensor) -> list[Tensor]:
+    def all_logits(self, image: Tensor) -> list[Tensor]:
         """Logits of the main head and of each auxiliary one, before the last resize, in the family's order."""
-        grid = self.grid(image_BCHW)
-        levels = self.levels(image_BCHW, grid)
+        grid = self.grid(image)
+        levels = self.levels(image, grid)
         aux = [
             self.aux_heads[index % len(self.aux_heads)]((levels[level],), grid)
             for index, level in enumerate(self.spec.aux_levels)
         ]
         return [self.head(levels, grid), *aux]
 
-    def loss(self, image_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
+    def loss(self, image: Tensor, labels_BHW: Tensor) -> Tensor:
         """Cross entropy of the main head plus the weighted auxiliary ones.
 
         Units: labels 0..K-1, ``spec.ignore_index`` is ignored.
         Raises: ShapeError when the labels are not as large as the picture.
         """
-        grid = self.grid(image_BCHW)
-        if tuple(labels_BHW.shape) != (len(image_BCHW), *grid.image):
-            want, got = (len(image_BCHW), *grid.image), tuple(labels_BHW.shape)
+        grid = self.grid(image)
+        if tuple(labels_BHW.shape) != (len(image), *grid.image):
+            want, got = (len(image), *grid.image), tuple(labels_BHW.shape)
             raise ShapeError(f"loss: labels must be as large as the pictures, {want}, got {got}")
         main, *aux = (
             segmentation_loss(
@@ -98,25 +102,28 @@ class SegmentationModel(nn.Module):
                 ignore_index=self.spec.ignore_index,
                 averaging=self.spec.loss_averaging,
             )
-            for logits_BKhw in self.all_logits(image_BCHW)
+            for logits_BKhw in self.all_logits(image)
         )
         return main + self.spec.aux_weight * torch.stack(aux).sum() if aux else main
 
-    def levels(self, image_BCHW: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+    def levels(self, image: Tensor, grid: Grid) -> tuple[Tensor, ...]:
         """What the heads read: tapped tokens [B, N, D], or with a neck its maps [B, C, h, w]; shallow to deep."""
-        taps = self.encoder(fit_to_grid(image_BCHW, grid), grid)
+        taps = self.encoder(image, grid)
         return taps if self.neck is None else self.neck(taps, grid)
 
-    def grid(self, image_BCHW: Tensor) -> Grid:
+    def grid(self, image: Tensor) -> Grid:
         """Return the patches that a picture is seen as; the only place where sizes are worked out.
 
         Raises: ShapeError for a picture that the model does not take.
         """
         spec = self.spec
-        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != spec.in_chans:
-            got = tuple(image_BCHW.shape)
-            raise ShapeError(f"{spec.name}: pictures must be [B, {spec.in_chans}, H, W], got {got}")
-        size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+        try:
+            channels, size = channels_and_size(image)
+        except ShapeError as error:
+            raise ShapeError(f"{spec.name}: {error}") from None
+        if channels != spec.in_chans:
+            kinds = f"[B, {spec.in_chans}, H, W]" + (", or bytes [B, H, W, 3]" if spec.in_chans == 3 else "")
+            raise ShapeError(f"{spec.name}: pictures must be {kinds}, got {tuple(image.shape)}")
         cover = Grid.covering if spec.fit == "pad" else Grid.inside
         grid = cover(size, spec.patch_size)
         if min(grid.h, grid.w) < 1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from setr_fast import ops
 from setr_fast.shapes import Grid
 
 
@@ -14,23 +16,16 @@ class PatchEmbed(nn.Conv2d):
     def __init__(self, in_chans: int, width: int, patch_size: int, bias: bool = True) -> None:
         super().__init__(in_chans, width, kernel_size=patch_size, stride=patch_size, bias=bias)
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Return tokens in row-major order of the patches.
+    def forward(  # type: ignore[override]  # a convolution by its parameters only
+        self, image: Tensor, positions_ND: Tensor, grid: Grid, mean: Sequence[float], std: Sequence[float]
+    ) -> Tensor:
+        """Return tokens with their positions added, in row-major order of the patches.
 
-        Shapes: image [B, C, H, W], sides multiples of the patch -> [B, N, D].
+        A picture smaller than the grid is continued in the mean colour, below and to the right; one larger is cut.
+
+        Shapes: image uint8 [B, H, W, 3], or normalised [B, C, H, W]; positions [N, D] -> [B, N, D].
         """
-        return super().forward(image_BCHW).flatten(2).transpose(1, 2)
-
-
-def fit_to_grid(image_BCHW: Tensor, grid: Grid) -> Tensor:
-    """Pad with zeros, or cut, at the bottom and the right so that the patches of ``grid`` span the picture.
-
-    Units: normalised values, so that zero is the mean colour.
-    """
-    (height, width), (to_height, to_width) = grid.image, grid.pixels
-    if to_height > height or to_width > width:
-        image_BCHW = F.pad(image_BCHW, (0, max(to_width - width, 0), 0, max(to_height - height, 0)))
-    return image_BCHW[..., :to_height, :to_width]
+        return ops.patch_embed(image, self.weight, self.bias, positions_ND, mean, std, (grid.h, grid.w))
 
 
 def tokens_to_map(tokens_BND: Tensor, grid: Grid) -> Tensor:

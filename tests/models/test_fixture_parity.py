@@ -22,7 +22,7 @@ from setr_fast.errors import ShapeError
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.store import fill_model
 from setr_fast.nn.conv import resize
-from setr_fast.nn.embed import fit_to_grid, tokens_to_map
+from setr_fast.nn.embed import tokens_to_map
 from setr_fast.nn.position import resize_positions
 from tests.models import fixture_maps, fixture_specs
 
@@ -85,7 +85,7 @@ def test_features_match_the_peer(recorded: Recorded) -> None:
     model, image = recorded.model(), recorded.tensor("input")
     grid = model.grid(image)
     with torch.no_grad():
-        taps = model.encoder(fit_to_grid(image, grid), grid)
+        taps = model.encoder(image, grid)
         levels = model.levels(image, grid)
     features = [n for n in recorded.arrays if re.fullmatch(r"feat\d", n)]
     for name in features:
