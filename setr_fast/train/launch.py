@@ -70,6 +70,7 @@ def _run_processes(processes: int, config: Config, argv: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     folder = [] if config.run_dir else ["--run-dir", str(run_dir)]  # one name for all ranks
     arguments = ["-m", "setr_fast.train", *_without_nproc(argv), *folder]
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)  # it announces every signal it passes on
     for attempt in range(config.train.restarts + 1):
         os.environ[RESTARTS] = str(attempt)
         code = _launch_once(processes, arguments)

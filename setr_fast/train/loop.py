@@ -112,10 +112,11 @@ def train(run: Training, ranks: Ranks, *, resume_from: Path | None) -> dict[str,
                     saver.start(checkpoint.tensors_of(model, state.optimizer, state.average), progress)
                 if stopping:
                     saver.finish()
-                    raise STOPS[told](
+                    stopped = STOPS[told](
                         f"stopped after step {state.step} of {config.steps}, state saved; "
                         f"go on with: python -m setr_fast.train --run-dir {run.run_dir} --resume"
                     )
+                    raise ranks.by_one_voice(stopped)
                 started = time.perf_counter()  # validation and saving are not training time
             if not scores:  # resumed after the last step
                 _publish(run, state)
@@ -159,7 +160,7 @@ def _note_divergence(run: Training, batch: Batch, outcome: Outcome, state: _Stat
         with (run.run_dir / "diverged.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
     if run.config.on_nan == "stop" or state.skipped + 1 >= MOST_SKIPPED:
-        raise error
+        raise ranks.by_one_voice(error)
 
 
 @torch.no_grad()

@@ -83,6 +83,10 @@ class Ranks:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def by_one_voice(self, error: SetrFastError) -> BaseException:
+        """Return what to raise where every process has come to the same error: the first says it, all end with it."""
+        return error if self.is_first else SystemExit(error.exit_code)
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.world_size > 1:

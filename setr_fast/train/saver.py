@@ -86,10 +86,11 @@ class Saver:
             if self.ranks.is_first:
                 for left in self.folder.glob(".writing-*"):
                     shutil.rmtree(left, ignore_errors=True)
-            raise BackendError(
+            failed = BackendError(
                 f"{self.folder}: a checkpoint could not be written ({min(reasons, key=len)}); those before it are "
                 "untouched, make room and go on with --resume"
             )
+            raise self.ranks.by_one_voice(failed)
 
     def close(self) -> None:
         """Let the thread go."""

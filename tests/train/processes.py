@@ -83,6 +83,8 @@ def _rank(rank: int, world_size: int, port: int, config: Config, log: str, befor
     except SetrFastError as error:
         print(f"setr-fast train: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
+    except SystemExit as error:
+        code = int(error.code or 0)
     except BaseException:
         traceback.print_exc()
         code = 1
