@@ -65,7 +65,9 @@ def spread(
     if fsdp:
         return _shard(model, ranks, parallel, bf16=bf16)
     loss = LossModule(model)
-    return DistributedDataParallel(loss, broadcast_buffers=False) if ranks.world_size > 1 else loss
+    if ranks.world_size == 1:
+        return loss
+    return DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def mesh_of(ranks: Ranks, parallel: ParallelConfig) -> DeviceMesh:
