@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ from setr_fast.models.model import SegmentationModel
 from setr_fast.models.store import write_model
 from setr_fast.train import checkpoint
 from setr_fast.train.average import Average
+from setr_fast.train.devices import peak_flops
+from setr_fast.train.memory import profile_step
 from setr_fast.train.optimizer import build_optimizer, set_learning_rate
 from setr_fast.train.options import OptimConfig, TrainConfig
 from setr_fast.train.ranks import Ranks
 from setr_fast.train.reporter import Reporter
 from setr_fast.train.saver import Saver
 from setr_fast.train.signals import STOPS, stop_requests
-from setr_fast.train.step import MOST_SKIPPED, Outcome, diverged, take_step
+from setr_fast.train.step import MOST_SKIPPED, Outcome, diverged, take_step, uses_bf16
 
 
 @dataclass
@@ -92,12 +94,13 @@ def train(run: Training, ranks: Ranks, *, resume_from: Path | None) -> dict[str,
         with _reporter(run, ranks, state.step) as reporter, stop_requests() as stop:
             started = time.perf_counter()
             for batch in _batches(run, ranks, state.step):
+                waited = time.perf_counter() - started
                 lr = set_learning_rate(state.optimizer, state.step, config.steps, run.optim)
                 outcome = take_step(model, run.step_loss, state.optimizer, batch, config, ranks, state.step)
                 if not outcome.finite:
                     _note_divergence(run, batch, outcome, state, ranks)
                 state.advance(outcome.finite)
-                reporter.step(state.step, outcome.loss, lr, time.perf_counter() - started)
+                reporter.step(state.step, outcome.loss, lr, time.perf_counter() - started, waited)
                 last = state.step == config.steps
                 # One collective for two questions: was any rank told to stop (the signal's number), did a save fail?
                 told = int(ranks.most(1000 if saver.failed else max(stop, default=0)))
@@ -128,6 +131,12 @@ def train(run: Training, ranks: Ranks, *, resume_from: Path | None) -> dict[str,
 
 
 def _reporter(run: Training, ranks: Ranks, first_step: int) -> Reporter:
+    config, half = run.config, uses_bf16(run.config, ranks)
+    peak = peak_flops(ranks.device, half=half, stated_tflops=config.peak_tflops) * ranks.world_size
+    work = 0.0
+    if peak and ranks.is_first:  # what recomputation does twice is no use to the model: counted once
+        one = profile_step(run.model.spec, 1, replace(config, recompute="none", accumulate=1), bf16=half)
+        work = float(one.flops * config.batch_size)
     return Reporter(
         run.run_dir,
         steps=run.config.steps,
@@ -136,6 +145,8 @@ def _reporter(run: Training, ranks: Ranks, first_step: int) -> Reporter:
         log_every=run.config.log_every,
         speaks=ranks.is_first,
         tensorboard=run.config.tensorboard,
+        step_flops=work,
+        peak_flops=peak,
     )
 
 

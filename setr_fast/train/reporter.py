@@ -29,11 +29,17 @@ class Reporter:
         log_every: int,
         speaks: bool,
         tensorboard: bool,
+        step_flops: float = 0.0,
+        peak_flops: float = 0.0,
     ) -> None:
+        """``step_flops``: operations of a step; ``peak_flops``: operations/s of all devices, what MFU is a part of."""
         self.run_dir, self.steps, self.batch_size, self.log_every = run_dir, steps, batch_size, log_every
         self.speaks = speaks
         self._first_step = first_step
-        self._window: list[tuple[float, float]] = []  # (loss, seconds) of each step since the last record
+        self.step_flops, self.peak_flops = step_flops, peak_flops
+        self._window: list[
+            tuple[float, float, float]
+        ] = []  # (loss, seconds, waited) of each step since the last record
         self._spent = 0.0
         self._done = 0
         self._bar: Any = None
@@ -73,25 +79,35 @@ class Reporter:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def step(self, step: int, loss: float, lr: float, seconds: float) -> None:
-        """Take in one finished step (counted from 1); every ``log_every``-th becomes a record."""
+    def step(self, step: int, loss: float, lr: float, seconds: float, waited: float = 0.0) -> None:
+        """Take in one finished step (counted from 1); every ``log_every``-th becomes a record.
+
+        ``waited``: the part of ``seconds`` before the batch was there.
+        """
         if not self.speaks:
             return
-        self._window.append((loss, seconds))
+        self._window.append((loss, seconds, waited))
         self._spent += seconds
         self._done += 1
         left = self._spent / self._done * (self.steps - step)
-        rate = self.batch_size * len(self._window) / max(sum(s for _, s in self._window), 1e-9)
+        spent = max(sum(s for _, s, _ in self._window), 1e-9)
+        rate = self.batch_size * len(self._window) / spent
         text = f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         if step % self.log_every == 0 or step == self.steps:
-            mean = sum(x for x, _ in self._window) / len(self._window)
-            self.record({"step": step, "train/loss": mean, "train/lr": lr, "train/images_per_second": rate})
+            mean = sum(x for x, _, _ in self._window) / len(self._window)
+            speed = {
+                "train/images_per_second": rate,
+                "train/data_wait": sum(w for _, _, w in self._window) / spent,
+            }
+            if self.peak_flops:
+                speed["train/mfu"] = self.step_flops * len(self._window) / spent / self.peak_flops
+            self.record({"step": step, "train/loss": mean, "train/lr": lr, **speed})
             if self._bar is None:
-                self.line(
-                    f"step {step}/{self.steps}  loss {mean:.4f}  lr {lr:.2e}  {rate:.1f} images/s  left {_clock(left)}"
-                )
+                shown = f"{rate:.1f} images/s  data {speed['train/data_wait']:.0%}"
+                shown += f"  MFU {speed['train/mfu']:.0%}" if self.peak_flops else ""
+                self.line(f"step {step}/{self.steps}  loss {mean:.4f}  lr {lr:.2e}  {shown}  left {_clock(left)}")
             self._window.clear()
 
     def validation(self, step: int, scores: dict[str, Any]) -> None:

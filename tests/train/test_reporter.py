@@ -49,6 +49,18 @@ def test_every_fifth_step_is_a_record_of_the_mean_loss_and_the_rate(
     assert "step 5/10" in (tmp_path / "train.log").read_text()
 
 
+def test_speed_is_stated_with_the_time_that_data_took_and_against_a_peak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _reporter(tmp_path, step_flops=3e9, peak_flops=24e9) as reporter:
+        for step in range(1, 6):
+            reporter.step(step, 1.0, 0.1, 0.5, waited=0.05)
+    (record,) = _records(tmp_path)
+    assert record["train/data_wait"] == pytest.approx(0.1)
+    assert record["train/mfu"] == pytest.approx(0.25)
+    assert "8.0 images/s  data 10%  MFU 25%" in capsys.readouterr().err
+
+
 def test_a_class_that_is_absent_becomes_null_not_broken_json(tmp_path: Path) -> None:
     scores = Scores.of(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])).as_dict(["sky", "road", "train"])
     with _reporter(tmp_path) as reporter:

@@ -67,6 +67,17 @@ def test_a_run_leaves_what_the_contract_names(tiny: Make, capsys: pytest.Capture
     assert model.spec.palette
 
 
+def test_utilisation_is_stated_against_the_peak_that_is_given(tiny: Make) -> None:
+    config = tiny(steps=2, validate_every=2, peak_tflops=0.001)
+    run(config, [])
+    assert config.run_dir is not None
+    records = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    for record in (r for r in records if "train/loss" in r):
+        assert 0 < record["train/data_wait"] < 1
+        flops = record["train/mfu"] * 0.001e12 / record["train/images_per_second"]
+        assert 1e6 < flops < 1e8, "operations per picture of a model this small"
+
+
 def test_training_lowers_the_loss(tiny: Make) -> None:
     config = tiny(steps=80, validate_every=80, batch_size=8)
     config = replace(config, optim=replace(config.optim, lr=3e-3, warmup_steps=5))

@@ -1,0 +1,152 @@
+"""Plans agree with what is measured, and say what to do where they do not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from setr_fast.cli import main
+from setr_fast.errors import ConfigError
+from setr_fast.models.catalog import model_spec
+from setr_fast.train import plan
+from setr_fast.train.devices import DEVICES, GIB, Device, parse_gpus
+from setr_fast.train.memory import Profile, profile_step
+from setr_fast.train.options import TrainConfig
+from setr_fast.train.plan import Layout
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = Device("cpu", 16 * GIB, 1e11, 1e11, 1e10, 1e10)
+ALONE = Layout(batch=4, gpus=1, shards=1, per_host=8, always=False, bf16=False, averaged=False)
+
+# Two steps in a fresh process, after one of a small model has loaded every library: the growth of the resident set.
+MEASURE = """
+import sys, json, torch
+from setr_fast.data.loader import Batch
+from setr_fast.models.model import create_model
+from setr_fast.train.optimizer import build_optimizer
+from setr_fast.train.options import OptimConfig, ParallelConfig, TrainConfig
+from setr_fast.train.parallel import spread
+from setr_fast.train.ranks import Ranks
+from setr_fast.train.step import take_step
+
+def resident(key):
+    return int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) * 1024
+
+def train(name, size, batch, config, steps):
+    model, ranks = create_model(name, 19, size), Ranks(0, 1, torch.device("cpu"))
+    loss = spread(model, ranks, config, ParallelConfig(), fsdp=False, bf16=False)
+    optimizer = build_optimizer(model, OptimConfig())
+    labels = torch.randint(0, 19, (batch, size, size), dtype=torch.uint8)
+    samples = Batch(torch.randn(batch, 3, size, size), labels, ["x"] * batch)
+    for step in range(steps):
+        take_step(model, loss, optimizer, samples, config, ranks, step)
+
+torch.set_num_threads(1)
+name, options = sys.argv[1], json.loads(sys.argv[2])
+train("setr_pup_vit_t16", 32, 2, TrainConfig(precision="fp32"), 1)
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+train(name, 256, 4, TrainConfig(precision="fp32", **options), 2)
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures with Linux's /proc")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("setr_pup_vit_s16", {}), ("segmenter_mask_vit_s16", {"recompute": "full", "accumulate": 2})],
+    ids=["plain", "recomputed in parts"],
+)
+def test_memory_is_within_a_tenth_of_what_is_measured(name: str, options: dict[str, object]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MEASURE, name, json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = TrainConfig(precision="fp32", **options)  # type: ignore[arg-type]
+    predicted = plan.make_plan(model_spec(name, 19, 256), config, ALONE, CPU)
+    assert predicted.bytes == pytest.approx(int(done.stdout), rel=0.1), predicted.parts
+
+
+def test_operations_are_those_of_the_formula() -> None:
+    """Products of an encoder block: 12 D^2 per token and 2 N D for scores and values, twice for multiply-add."""
+    small, large = (model_spec("segmenter_linear_vit_t16", 5, 64, depth=d, drop_path=0.0) for d in (2, 3))
+    more = (
+        profile_step(large, 2, TrainConfig(), bf16=False).flops
+        - profile_step(small, 2, TrainConfig(), bf16=False).flops
+    )
+    tokens, width = 17, 192
+    forward = 2 * 2 * tokens * (12 * width**2 + 2 * tokens * width)
+    assert more == pytest.approx(3 * forward, rel=0.03), "the backward pass does them twice"
+
+
+def test_what_options_do_to_memory() -> None:
+    spec = model_spec("setr_pup_vit_s16", 19, 256)
+    base = plan.make_plan(spec, TrainConfig(), ALONE, DEVICES[0])
+
+    def kept(**options: object) -> int:
+        parts = plan.make_plan(spec, replace(TrainConfig(), **options), ALONE, DEVICES[0]).parts  # type: ignore[arg-type]
+        return parts["activations"] + parts["logits"]
+
+    whole = base.parts["activations"] + base.parts["logits"]
+    assert kept(recompute="full") < kept(recompute="selective") < whole
+    assert kept(accumulate=4) < kept(accumulate=2) < 0.6 * whole
+    half = plan.make_plan(spec, TrainConfig(), replace(ALONE, bf16=True), DEVICES[0])
+    assert half.parts["activations"] < 0.8 * base.parts["activations"]
+    shards = plan.make_plan(spec, TrainConfig(), replace(ALONE, batch=32, gpus=8, shards=8), DEVICES[0])
+    assert shards.parts["optimiser"] == pytest.approx(base.parts["optimiser"] / 8, rel=1e-3)
+    assert shards.parts["activations"] == base.parts["activations"]
+    average = plan.make_plan(spec, TrainConfig(), replace(ALONE, averaged=True), DEVICES[0])
+    assert average.parts["optimiser"] == 1.5 * base.parts["optimiser"]
+
+
+def test_communication_of_a_thousand_gpus() -> None:
+    """Copies of a host send as much as replicas, but nearly all of it inside the host."""
+    spec = model_spec("setr_naive_vit_t16", 19, 64)
+    gpu = DEVICES[4]
+    wide = Layout(batch=2048, gpus=1024, shards=1024, per_host=8, always=False, bf16=True, averaged=False)
+    flat, hosts, replicas = (
+        plan.make_plan(spec, TrainConfig(), replace(wide, shards=shards), gpu) for shards in (1024, 8, 1)
+    )
+    weights = flat.parts["optimiser"] * 1024 // 8
+    assert replicas.sent == pytest.approx(8 * weights, rel=0.01)
+    assert hosts.communication < 0.5 * replicas.communication
+    assert hosts.communication < 0.5 * flat.communication
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "name", "gib"),
+    [("8x80GiB", 8, "H100", 80), ("24G", 1, "RTX4090", 24), ("2xA100", 2, "A100", 80), ("4x16GB", 4, "RTX4090", 16)],
+)
+def test_gpus_are_read(text: str, count: int, name: str, gib: float) -> None:
+    number, device = parse_gpus(text)
+    assert (number, device.name, device.memory / GIB) == (count, name, pytest.approx(gib))
+
+
+@pytest.mark.parametrize("text", ["", "8x", "x80GiB", "0xA100", "8xQ7", "-1x80GiB", "8 x 80"])
+def test_gpus_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="gpus: must be"):
+        parse_gpus(text)
+
+
+def test_what_does_not_fit_is_told_what_would(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["plan", "--model", "setr_pup_vit_t16", "--crop", "256", "--batch", "8", "--precision", "fp32"]
+    assert main([*arguments, "--gpus", "2x24GiB"]) == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("parameters", "gradients", "optimiser", "activations", "logits", "pictures/s"))
+    assert main([*arguments, "--gpus", "2x1GiB"]) == 4
+    out = capsys.readouterr().out
+    best = out.split("fits first:")[1].strip().splitlines()[0]
+    assert best.startswith("--train.precision bf16")
+    assert best.endswith(" fits")
+    assert main([*arguments, "--batch", "0"]) == 2
+    monkeypatch.setattr(plan, "profile_step", lambda *_, **__: Profile({"activations": GIB}))
+    assert main([*arguments, "--gpus", "2x1GiB"]) == 4
+    assert "none is enough" in capsys.readouterr().out
