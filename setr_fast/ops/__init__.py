@@ -7,6 +7,8 @@ from setr_fast.ops.augment_label import augment_label
 from setr_fast.ops.confusion_matrix import confusion_matrix
 from setr_fast.ops.patch_embed import patch_embed
 from setr_fast.ops.patch_embed_rows import patch_embed_rows
+from setr_fast.ops.upsample_accumulate import upsample_accumulate, upsample_accumulate_argmax
+from setr_fast.ops.upsample_argmax import upsample_argmax
 
 __all__ = [
     "OPS",
@@ -17,6 +19,9 @@ __all__ = [
     "confusion_matrix",
     "patch_embed",
     "patch_embed_rows",
+    "upsample_accumulate",
+    "upsample_accumulate_argmax",
+    "upsample_argmax",
 ]
 
 check_forced("SETR_FAST_BACKEND")
