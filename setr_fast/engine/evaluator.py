@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from setr_fast.data.classes import IGNORED, ClassTable
+from setr_fast.engine.batches import assemble
 from setr_fast.engine.options import InferenceConfig
-from setr_fast.engine.predictor import predict
+from setr_fast.engine.pictures import as_pixels
+from setr_fast.engine.predictor import joined, settled, strips, views_of
 from setr_fast.engine.probability import class_probability
+from setr_fast.engine.runner import Runner, evaluating
+from setr_fast.engine.views import Assembly
 from setr_fast.errors import ConfigError
 from setr_fast.metrics import Scores, Tally
 
@@ -46,18 +56,67 @@ def evaluate(
             f"evaluate: tally must have the model's {spec.num_classes} classes, got {tally.num_classes}; make a new one"
         )
     indices = [index for index in range(rank, len(source), world_size) if index not in tally]
-    for done, index in enumerate(indices, start=1):
-        image, label = source.read(index)
-        size = label.shape[0], label.shape[1]
-        tally.add(index, predict(model, image, config, out_size=size), label)
-        if tally.probability_of is not None:
-            share = class_probability(model, image, tally.probability_of, config, out_size=size)
-            tally.add_error(index, share, label)
-        if progress is not None:
-            progress(done, len(indices))
+    with torch.inference_mode(), evaluating(model):
+        for done, found in enumerate(_answers(model, source, indices, settled(config, model)), start=1):
+            tally.add(found.index, found.classes, found.label, found.counts)
+            if tally.probability_of is not None:
+                size = found.label.shape[0], found.label.shape[1]
+                share = class_probability(model, found.image, tally.probability_of, config, out_size=size)
+                tally.add_error(found.index, share, found.label)
+            if progress is not None:
+                progress(done, len(indices))
     if world_size > 1 and dist.is_available() and dist.is_initialized():
         tally.gather()
     return tally.scores()
+
+
+@dataclass
+class _Answer:
+    """A picture on its way through the model."""
+
+    index: int
+    image: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.uint8]
+    parts: list[Assembly]
+
+    @property
+    def classes(self) -> npt.NDArray[Any]:
+        return joined(self.parts)
+
+    @property
+    def counts(self) -> Tensor:
+        return torch.stack([part.counts for part in self.parts if part.counts is not None]).sum(0)
+
+
+def _answers(model: nn.Module, source: Source, indices: Sequence[int], config: InferenceConfig) -> Iterator[_Answer]:
+    """Yield the answer to each sample, in order; windows of several pictures pass through the model together."""
+    runner = Runner(model, config)
+    started: deque[tuple[_Answer, int]] = deque()
+
+    def coming() -> Iterator[Assembly]:
+        for index, (image, label) in _read_ahead(source, indices):
+            views = views_of(model, as_pixels(image), config)
+            labels = torch.from_numpy(np.require(label, requirements=["C", "W"]))
+            parts = list(strips(runner, views, (label.shape[0], label.shape[1]), labels))
+            started.append((_Answer(index, image, label, []), len(parts)))
+            yield from parts
+
+    for part in assemble(coming(), runner.run, runner.batch_of, runner.held):
+        answer, count = started[0]
+        answer.parts.append(part)
+        if len(answer.parts) == count:
+            yield started.popleft()[0]
+
+
+def _read_ahead(source: Source, indices: Sequence[int]) -> Iterator[tuple[int, tuple[Any, Any]]]:
+    """Yield samples with their index; the next one is decoded while one is worked on."""
+    with ThreadPoolExecutor(1) as reading:
+        following = reading.submit(source.read, indices[0]) if indices else None
+        for place, index in enumerate(indices):
+            assert following is not None
+            sample = following.result()
+            following = reading.submit(source.read, indices[place + 1]) if place + 1 < len(indices) else None
+            yield index, sample
 
 
 def check_classes(spec: Any, source: Source) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from setr_fast.engine.sizes import parse_bytes
 from setr_fast.errors import ConfigError
 from setr_fast.fields import coerce_fields
 
@@ -29,15 +30,21 @@ class InferenceConfig:
     resize_long: int | None = None
     """Keep the longer edge at or below this while resizing; none: eight times resize_short."""
     min_short: int | None = None
-    """No scale brings the shorter edge below this (official SETR and Segmenter: the window); none: no such rule."""
-    window_rule: Literal["mmseg", "segmenter", "paddleseg"] = "mmseg"
-    """Where windows start; they differ in the windows before the last."""
-    merge: Literal["probabilities", "logits"] = "probabilities"
-    """What is averaged over scales and mirrored pictures (PaddleSeg averages logits)."""
-    window_batch: int = 4
-    """Windows that pass through the model together."""
-    canvas_mib: int = 1024
-    """Memory for logits that wait for their last window; wider pictures are done in vertical strips."""
+    """No scale brings the shorter edge below this (official SETR and Segmenter: the window); none: the model's own."""
+    resize_rule: Literal["opencv", "tensor"] | None = None
+    """opencv: pictures are resized as bytes, bit for bit as OpenCV does; tensor: after normalisation, in float32; none:
+    the model's own."""
+    window_rule: Literal["mmseg", "segmenter", "paddleseg"] | None = None
+    """Where windows start; they differ in the windows before the last; none: the model's own."""
+    merge: Literal["probabilities", "logits"] | None = None
+    """What is averaged over scales and mirrored pictures; none: the model's own (PaddleSeg averages logits)."""
+    memory_budget: str = "2GiB"
+    """Memory for windows that pass through the model together and for logits that wait for their last window, such as
+    4GiB or 800MB; more windows go together where it is larger, wider pictures are done in strips where it is small."""
+    window_batch: int | None = None
+    """Windows that pass through the model together; none: what the memory budget allows, at most 16."""
+    canvas_mib: int | None = None
+    """Memory for logits that wait for their last window, in MiB; none: half the memory budget."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass."""
 
@@ -46,13 +53,12 @@ class InferenceConfig:
             object.__setattr__(self, name, value)
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError(f"scales: must be positive numbers, got {self.scales}")
-        if self.window_batch < 1:
-            raise ConfigError(f"window_batch: must be 1 or more, got {self.window_batch}")
+        parse_bytes(self.memory_budget)
         for name in ("crop", "stride"):
             value = getattr(self, name)
             if value is not None and min(value) < 1:
                 raise ConfigError(f"{name}: must be positive, got {value}")
-        for name in ("resize_short", "resize_long", "min_short", "canvas_mib"):
+        for name in ("resize_short", "resize_long", "min_short", "window_batch", "canvas_mib"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be positive, got {value}")

@@ -1,7 +1,8 @@
-"""What callers hand in as a picture, as one kind of tensor."""
+"""What callers hand in as a picture, as one kind of tensor, and windows read out of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from torch import Tensor
 
 from setr_fast.data.decode import read_image, to_rgb
 from setr_fast.data.formats import Unusable
+from setr_fast.engine.resample import taps
 from setr_fast.errors import ShapeError
+from setr_fast.ops.augment_image import augment_image
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
+Pixels = Tensor
+"""uint8 [H, W, 3] RGB, or normalised floats [C, H, W]."""
 
 
 def as_pixels(image: Picture) -> Tensor:
@@ -46,3 +51,41 @@ def as_pixels(image: Picture) -> Tensor:
         raise ShapeError(f"predict: image must have at least one pixel, got {list(array.shape)}; leave it out")
     # The ops take contiguous memory, and torch warns about arrays that are read-only.
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def reader(
+    pixels: Pixels, size: tuple[int, int], mirrored: bool, normalise: Tensor, *, as_bytes: bool
+) -> Callable[[int, int, int, int], Tensor]:
+    """Return the function that reads normalised windows [C, h, w] out of the picture resized to ``size``.
+
+    It is resized as bytes, as OpenCV does, or (``as_bytes`` off, and always for a float picture) after normalisation,
+    with ``interpolate``'s bilinear rule. Windows are counted from the left of the mirrored picture.
+    """
+
+    def read(top: int, left: int, height: int, width: int) -> Tensor:
+        left = size[1] - left - width if mirrored else left
+        if as_bytes and not pixels.is_floating_point():
+            return augment_image(pixels, size, (top, left), (height, width), mirrored, None, None, 0, None, normalise)
+        part = _resized(pixels, normalise, size, (top, left), (height, width))
+        return part.flip(-1) if mirrored else part
+
+    return read
+
+
+def _resized(
+    pixels: Pixels, normalise: Tensor, size: tuple[int, int], place: tuple[int, int], window: tuple[int, int]
+) -> Tensor:
+    """Read a window of the float picture resized to ``size``; only the pixels under it are touched."""
+    shape = pixels.shape[1:] if pixels.is_floating_point() else pixels.shape[:2]
+    axes = [taps(place[i], place[i] + window[i], size[i], int(shape[i])) for i in (0, 1)]
+    (top, bottom), (left, right) = ((int(low[0]), int(high[-1]) + 1) for low, high, _ in axes)
+    if pixels.is_floating_point():
+        part = pixels[:, top:bottom, left:right].float()
+    else:
+        part = torch.stack([normalise[c][pixels[top:bottom, left:right, c].long()] for c in range(3)])
+    for dim, (low, high, share) in ((1, axes[0]), (2, axes[1])):
+        origin = int(low[0])
+        weight = torch.from_numpy(share)[:, None] if dim == 1 else torch.from_numpy(share)
+        first = part.index_select(dim, torch.from_numpy(low - origin))
+        part = first.lerp_(part.index_select(dim, torch.from_numpy(high - origin)), weight)
+    return part

@@ -1,28 +1,31 @@
 """From a picture of any size to its class map.
 
-    picture -> per scale: size -> windows, resized and normalised when they are read -> model
-            -> mean logits, row by row -> back to the picture's size -> softmax, mean over scales -> class
+    picture -> per scale: size -> windows, resized and normalised when they are read -> model, in batches
+            -> small logits -> merged row by row: upsampled, averaged, resized, softmax, mean over views -> class
 
-Resizing reads windows out of the original picture, so neither a resized nor a normalised copy of it exists.
+Neither a resized or normalised copy of the picture nor logits of its size exist.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from setr_fast.data.transforms import normalise_table
+from setr_fast.engine.batches import assemble
 from setr_fast.engine.options import InferenceConfig
-from setr_fast.engine.pictures import Picture, as_pixels
-from setr_fast.engine.views import View, class_map
-from setr_fast.ops.augment_image import augment_image
+from setr_fast.engine.pictures import Picture, Pixels, as_pixels, reader
+from setr_fast.engine.runner import Runner, evaluating
+from setr_fast.engine.views import Assembly, View
+from setr_fast.errors import ShapeError
+
+__all__ = ["evaluating", "predict", "predict_scores", "predict_views", "scaled_size", "windows_of"]
 
 WHOLE_MAX_PIXELS = 2048 * 2048
 """Above this, mode auto takes windows also for models whose rule is one pass: a pass needs memory with the picture."""
@@ -32,56 +35,124 @@ LONGEST_TO_SHORT = 8
 
 def predict(
     model: nn.Module,
-    image: Picture,
+    image: Picture | Tensor,
     config: InferenceConfig | None = None,
     *,
     out_size: tuple[int, int] | None = None,
 ) -> npt.NDArray[Any]:
     """Return the class of every pixel, at the picture's own upright size (or at ``out_size``).
 
-    ``model`` has a ``spec`` (classes, mean, std, image size) and returns logits at the size of its input. What the
-    configuration leaves open is the spec's: mode auto its ``inference_mode``, no ``resize_short`` its own. Slide is
-    windows of the training size, of which a picture that is no larger has exactly one. Pictures smaller than what the
-    model takes are padded with zeros, below and to the right.
+    ``model`` has a ``spec`` (classes, mean, std, image size) and returns logits at the size of its input; where it has
+    ``logits`` and ``logits_geometry``, its small logits are used. What the configuration leaves open is the spec's:
+    mode auto its ``inference_mode``, no ``resize_short`` its own, and so on. Slide is windows of the training size, of
+    which a picture that is no larger has exactly one. Pictures smaller than what the model takes are padded with zeros,
+    below and to the right.
 
-    Shapes: image uint8 [H, W, 3] RGB, or a path or Pillow image; -> [H, W] uint8, uint16 above 256 classes.
+    Shapes: image uint8 [H, W, 3] RGB, a path or a Pillow image, or a normalised float tensor [C, H, W]; -> [H, W]
+    uint8, uint16 above 256 classes.
     Raises: ShapeError for an array of another kind; DataError for a file that cannot be read; ConfigError for a
     stride larger than the window.
     """
-    config = config or InferenceConfig()
-    pixels = as_pixels(image)
+    config = settled(config, model)
+    pixels, size = _pixels(image)
+    return predict_views(model, views_of(model, pixels, config), out_size or size, config)
+
+
+def predict_views(
+    model: nn.Module, views: Sequence[View], out_size: tuple[int, int], config: InferenceConfig | None = None
+) -> npt.NDArray[Any]:
+    """Return the class of every pixel of a picture that is given as views, as ``predict`` does.
+
+    Shapes: -> [H, W] uint8, uint16 above 256 classes.
+    """
+    runner = Runner(model, settled(config, model))
+    with torch.inference_mode(), evaluating(model):
+        parts = assemble(strips(runner, views, out_size), runner.run, runner.batch_of, runner.held)
+        return joined(list(parts))
+
+
+def predict_scores(
+    model: nn.Module,
+    image: Picture | Tensor | Sequence[View],
+    config: InferenceConfig | None = None,
+    *,
+    out_size: tuple[int, int] | None = None,
+    take_rows: Callable[[int, Tensor], None] | None = None,
+) -> npt.NDArray[np.float32] | None:
+    """Return what ``predict`` takes the largest of: of one view its logits, of several their mean (``merge``).
+
+    ``take_rows(first, scores)`` is handed the rows from ``first`` on as they are made, and nothing is returned: a whole
+    picture of scores is large.
+
+    Shapes: image as for ``predict``, or its views (with ``out_size``); -> [K, H, W]; take_rows gets [K, rows, W].
+    """
+    config = settled(config, model)
+    if isinstance(image, Sequence) and not isinstance(image, str):
+        views, size = list(image), out_size
+    else:
+        pixels, size = _pixels(image)
+        views, size = views_of(model, pixels, config), out_size or size
+    if size is None:
+        raise ShapeError("predict_scores: out_size must be given with views, got none; say the picture's size")
+    runner = Runner(model, config)
+    kept: list[Tensor] = []
+    take = take_rows or (lambda first, scores: kept.append(scores.cpu()))
+    whole = Assembly(views, size, runner.spec.num_classes, runner.geometry, **runner.rules, take_rows=take)
+    with torch.inference_mode(), evaluating(model):
+        list(assemble([whole], runner.run, runner.batch_of, runner.held))
+    return torch.cat(kept, 1).numpy() if take_rows is None else None
+
+
+def settled(config: InferenceConfig | None, model: nn.Module) -> InferenceConfig:
+    """Return the configuration with what it leaves open taken from the model's spec."""
+    config, spec = config or InferenceConfig(), model.spec
+    own: dict[str, Any] = {"window_rule": "mmseg", "merge": "probabilities", "resize_rule": "opencv"}
+    own |= {"resize_short": None, "min_short": None}
+    open_fields = {name: getattr(spec, name, value) for name, value in own.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **open_fields)
+
+
+def views_of(model: nn.Module, pixels: Pixels, config: InferenceConfig) -> list[View]:
+    """Return the views of a picture: every scale, and mirrored where asked for."""
     spec: Any = model.spec
-    if config.resize_short is None and getattr(spec, "resize_short", None) is not None:
-        config = dataclasses.replace(config, resize_short=spec.resize_short)
     normalise = normalise_table(spec.mean, spec.std)
+    size = _size(pixels)
     views = []
     for scale in config.scales:
-        size = scaled_size((pixels.shape[0], pixels.shape[1]), scale, config)
-        window, stride = windows_of(spec, size, config)
+        scaled = scaled_size(size, scale, config)
+        window, stride = windows_of(spec, scaled, config)
         for mirrored in (False, True) if config.flip else (False,):
-            views.append(View(_reader(pixels, size, mirrored, normalise), size, mirrored, window, stride))
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    least = _least_size(spec)
+            read = reader(pixels, scaled, mirrored, normalise, as_bytes=config.resize_rule == "opencv")
+            views.append(View(read, scaled, mirrored, window, stride))
+    return views
 
-    def run(batch: Tensor) -> Tensor:
-        height, width = batch.shape[-2:]
-        short = least[0] > height or least[1] > width
-        padded = pad(batch, (0, max(least[1] - width, 0), 0, max(least[0] - height, 0))) if short else batch
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = model(padded.to(device))
-        return logits[..., :height, :width]
 
-    with torch.inference_mode(), evaluating(model):
-        return class_map(
-            run,
-            views,
-            out_size or (pixels.shape[0], pixels.shape[1]),
-            spec.num_classes,
-            probabilities=config.merge == "probabilities",
-            rule=config.window_rule,
-            batch=config.window_batch,
-            budget=config.canvas_mib * 2**20,
+def strips(
+    runner: Runner, views: Sequence[View], out_size: tuple[int, int], labels: Tensor | None = None
+) -> Iterator[Assembly]:
+    """Yield the assemblies of a picture: one, or as many equal strips as the memory for logits asks for."""
+
+    def part(columns: tuple[int, int]) -> Assembly:
+        inside = None if labels is None else labels[:, slice(*columns)].contiguous()
+        return Assembly(
+            views, out_size, runner.spec.num_classes, runner.geometry, **runner.rules, columns=columns, labels=inside
         )
+
+    whole = part((0, out_size[1]))
+    count = -(-whole.values() // max(runner.held, 1))
+    narrowest = max(-(-min(view.window[1], view.size[1]) * out_size[1] // view.size[1]) for view in views)
+    count = max(min(count, out_size[1] // max(narrowest, 1)), 1)
+    if count == 1:
+        yield whole
+        return
+    for index in range(count):
+        yield part((out_size[1] * index // count, out_size[1] * (index + 1) // count))
+
+
+def joined(parts: Sequence[Assembly]) -> npt.NDArray[Any]:
+    """Return the class map of a picture's strips. Shapes: -> [H, W], uint8 or uint16."""
+    classes = parts[0].classes if len(parts) == 1 else torch.cat([part.classes for part in parts], 1)
+    return classes.numpy() if classes.dtype == torch.uint8 else classes.numpy().view(np.uint16)
 
 
 def scaled_size(size: tuple[int, int], scale: float, config: InferenceConfig) -> tuple[int, int]:
@@ -119,31 +190,16 @@ def windows_of(spec: Any, size: tuple[int, int], config: InferenceConfig) -> tup
     return window, (max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1))
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and each back in the mode it was in (frozen parts stay as they were)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _pixels(image: Picture | Tensor) -> tuple[Pixels, tuple[int, int]]:
+    pixels = image if isinstance(image, Tensor) else as_pixels(image)
+    if isinstance(image, Tensor) and (pixels.dim() != 3 or not pixels.is_floating_point()):
+        raise ShapeError(
+            f"predict: tensor must be a normalised float picture [C, H, W], got {str(pixels.dtype)[6:]} "
+            f"{list(pixels.shape)}; give a uint8 picture as an array"
+        )
+    return pixels, _size(pixels)
 
 
-def _least_size(spec: Any) -> tuple[int, int]:
-    """Smallest picture the model takes: any, a patch, or (positions that cannot be resized) exactly its own grid."""
-    patch: int = getattr(spec, "patch_size", 1)
-    if getattr(spec, "pos_resize", None) == "none":
-        return spec.pos_grid[0] * patch, spec.pos_grid[1] * patch
-    return (patch, patch) if getattr(spec, "fit", "pad") == "floor" else (1, 1)
-
-
-def _reader(
-    pixels: Tensor, size: tuple[int, int], mirrored: bool, normalise: Tensor
-) -> Callable[[int, int, int, int], Tensor]:
-    def read(top: int, left: int, height: int, width: int) -> Tensor:
-        left = size[1] - left - width if mirrored else left
-        return augment_image(pixels, size, (top, left), (height, width), mirrored, None, None, 0, None, normalise)
-
-    return read
+def _size(pixels: Pixels) -> tuple[int, int]:
+    shape = pixels.shape[1:] if pixels.is_floating_point() else pixels.shape[:2]
+    return int(shape[0]), int(shape[1])

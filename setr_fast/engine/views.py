@@ -1,8 +1,8 @@
-"""One class map out of several views of a picture (scales, mirrored), in bounded memory.
+"""One picture put together of the small logits of its windows, at several scales and mirrored, in bounded memory.
 
-Held at any time: the class map (one byte per pixel), and logits within ``budget``. Per view that is one band,
-K x window height x columns, with a copy of the part that moves up. Where the bands of all views do not fit, the
-picture is done in vertical strips, never narrower than a window; windows on a strip's edge are then evaluated twice.
+An ``Assembly`` says which windows it needs, takes their logits in any order and turns rows into classes as soon as
+every window that they read is there. Held are the small logits of the window rows that are still needed (150 classes of
+a 512-pixel window: 0.6 to 39 MB, where its logits at full size are 157 MB), and the class map.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from setr_fast.engine.resample import RowFeed, sources
-from setr_fast.engine.windows import WindowRule, averaged_rows
+from setr_fast.engine.resample import Axis, AxisTable
+from setr_fast.engine.windows import WindowRule, window_starts
+from setr_fast.ops.confusion_matrix import confusion_matrix
+from setr_fast.ops.upsample_accumulate import upsample_accumulate, upsample_accumulate_argmax
+from setr_fast.ops.upsample_argmax import class_dtype, upsample_argmax
 
-OUTPUT_ROWS = 64
+ROWS = 128
 """Rows of the class map made at a time."""
-BAND_COPIES = 2
-"""A band, and while it moves up a copy of what is kept, next to finished rows: below twice the band together."""
 
 
 @dataclass(frozen=True)
@@ -36,116 +36,205 @@ class View:
     window: tuple[int, int]
     stride: tuple[int, int]
 
-    def rows(
+
+@dataclass(frozen=True)
+class Geometry:
+    """The small logits of a window: their size, and the size in pixels that they span."""
+
+    low: tuple[int, int]
+    padded: tuple[int, int]
+    align_corners: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """A window that an assembly needs: of which view, where in its grid, and where in the picture."""
+
+    view: int
+    down: int
+    across: int
+    top: int
+    left: int
+    size: tuple[int, int]
+
+
+class _Grid:
+    """The windows of one view that touch the columns asked for, and what is held of their logits."""
+
+    def __init__(
+        self, view: View, rule: WindowRule, geometry: Geometry, out_size: tuple[int, int], columns: tuple[int, int]
+    ) -> None:
+        self.view, self.geometry = view, geometry
+        self.window = (min(view.window[0], view.size[0]), min(view.window[1], view.size[1]))
+        self.tops, lefts = (window_starts(view.size[i], view.window[i], view.stride[i], rule) for i in (0, 1))
+
+        def axis(i: int, starts: Sequence[int]) -> Axis:
+            mirrored = view.mirrored and i == 1
+            sizes = self.window[i], view.size[i], out_size[i], geometry.padded[i], geometry.low[i]
+            return Axis(starts, *sizes, geometry.align_corners, mirrored)
+
+        self._rows, across = axis(0, self.tops), axis(1, lefts)
+        self.reach = self._rows.reach()
+        touching = [i for i, (begin, end) in enumerate(across.reach()) if begin < columns[1] and end > columns[0]]
+        self.lefts = [lefts[i] for i in touching]
+        self.columns: AxisTable = across.table(*columns, touching)
+        chunks = range(0, max(out_size[0], 1), ROWS)
+        together = max(len(self.needed(begin, begin + ROWS)) for begin in chunks)
+        self.slots = min(together + 1, len(self.tops))  # one more: the next row of windows may come early
+        self.missing = [len(self.lefts)] * len(self.tops)
+
+    def needed(self, begin: int, end: int) -> list[int]:
+        """Rows of windows that output rows [begin, end) read."""
+        return [i for i, (first, last) in enumerate(self.reach) if first < end and last > begin]
+
+    def row_table(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Sources and weights of output rows [begin, end), by slot. Shapes: [end - begin, t] each."""
+        needed, low = self.needed(begin, end), self.geometry.low[0]
+        table = self._rows.table(begin, end, needed)
+        taps = np.arange(table.weight.shape[1])[:, None]
+        sources = [
+            np.minimum(start + taps, low - 1) + index % self.slots * low
+            for index, start in zip(needed, table.start, strict=True)
+        ]
+        weights = list(table.weight)
+        tables = np.concatenate(sources).T.astype(np.int32), np.concatenate(weights).T
+        return torch.from_numpy(np.ascontiguousarray(tables[0])), torch.from_numpy(np.ascontiguousarray(tables[1]))
+
+    def values(self, num_classes: int) -> int:
+        """Numbers held: the logits of all windows of all slots."""
+        return self.slots * len(self.lefts) * num_classes * self.geometry.low[0] * self.geometry.low[1]
+
+
+class Assembly:
+    """Classes (or scores) of columns [begin, end) of one picture, from the logits of its windows."""
+
+    def __init__(
         self,
-        run: Callable[[Tensor], Tensor],
+        views: Sequence[View],
         out_size: tuple[int, int],
-        columns: tuple[int, int],
-        rule: WindowRule,
-        batch: int,
-    ) -> RowFeed:
-        """Start the view's logits at ``out_size``, columns [begin, end) of it; nothing is computed yet."""
-        begin, end = sources(*columns, out_size[1], self.size[1])
-        if self.mirrored:
-            begin, end = self.size[1] - end, self.size[1] - begin
-        blocks = averaged_rows(
-            run,
-            self.read,
-            self.size,
-            window=self.window,
-            stride=self.stride,
-            rule=rule,
-            batch=batch,
-            columns=(begin, end),
+        num_classes: int,
+        geometry: Callable[[tuple[int, int]], Geometry],
+        *,
+        rule: WindowRule = "mmseg",
+        probabilities: bool = True,
+        columns: tuple[int, int] | None = None,
+        labels: Tensor | None = None,
+        ignore_index: int = 255,
+        take_rows: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        """Prepare; nothing is computed. ``take_rows(first, scores [K, rows, columns])`` asks for scores instead."""
+        self.num_classes, self.probabilities = num_classes, probabilities
+        self.ignore_index, self._labels, self._take_rows = ignore_index, labels, take_rows
+        self.columns = columns or (0, out_size[1])
+        self.height, width = out_size[0], self.columns[1] - self.columns[0]
+        self._grids = []
+        for view in views:
+            window = (min(view.window[0], view.size[0]), min(view.window[1], view.size[1]))
+            self._grids.append(_Grid(view, rule, geometry(window), out_size, self.columns))
+        self.classes = torch.empty(0 if take_rows else self.height, width, dtype=class_dtype(num_classes))
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64) if labels is not None else None
+        self._store: Tensor | None = None
+        self._tables: list[Tensor] = []
+        self._done = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every row is made."""
+        return self._done >= self.height
+
+    def values(self) -> int:
+        """Logits that are held at most, in numbers."""
+        return sum(grid.values(self.num_classes) for grid in self._grids)
+
+    def requests(self) -> Iterator[Request]:
+        """Yield every window once, those that reach highest in the picture first."""
+        # By the first output row that reads them: then no window waits for room that a later one would make.
+        order = sorted(
+            (grid.reach[down][0], index, down)
+            for index, grid in enumerate(self._grids)
+            for down in range(len(grid.tops))
         )
-        return RowFeed(blocks, self.size, out_size, columns, self.mirrored)
+        for _, index, down in order:
+            grid = self._grids[index]
+            for across, left in enumerate(grid.lefts):
+                yield Request(index, down, across, grid.tops[down], left, grid.window)
 
+    def has_room(self, request: Request) -> bool:
+        """Return whether the window's logits may come: those they take the place of are no longer needed."""
+        grid = self._grids[request.view]
+        before = request.down - grid.slots
+        return before < 0 or grid.reach[before][1] <= self._done
 
-def class_map(
-    run: Callable[[Tensor], Tensor],
-    views: Sequence[View],
-    out_size: tuple[int, int],
-    num_classes: int,
-    *,
-    probabilities: bool = True,
-    rule: WindowRule = "mmseg",
-    batch: int = 1,
-    budget: int = 2**30,
-) -> npt.NDArray[Any]:
-    """Return the class of each pixel: the first of the largest mean scores over the views.
+    def pixels(self, request: Request) -> Tensor:
+        """Return the window's normalised pixels. Shapes: [C, h, w]."""
+        return self._grids[request.view].view.read(request.top, request.left, *request.size)
 
-    One view: its logits decide. Several: their softmax probabilities are averaged (or, with ``probabilities`` off,
-    their logits), each at ``out_size``.
+    def take(self, request: Request, logits: Tensor) -> None:
+        """Take a window's logits, and make the rows that waited for them last. Shapes: logits [K, h, w]."""
+        if self._is_plain():
+            self._decide(logits)
+            return
+        grid = self._grids[request.view]
+        self._slot(request, logits).copy_(logits)
+        grid.missing[request.down] -= 1
+        while not self.done and self._complete(self._done, min(self._done + ROWS, self.height)):
+            self._make(self._done, min(self._done + ROWS, self.height))
+        if self.done:
+            self._store = None
 
-    Shapes: run [b, C, h, w] -> [b, K, h, w]; returns [H, W], uint8 (uint16 above 256 classes).
-    Units: budget in bytes.
-    """
-    height = out_size[0]
-    classes = np.empty(out_size, np.uint8 if num_classes <= 256 else np.uint16)
-    several = len(views) > 1
+    def _is_plain(self) -> bool:
+        """One pass at the picture's own size: nothing is merged, so nothing need be kept."""
+        grid = self._grids[0]
+        alone = len(self._grids) == 1 and len(grid.tops) == len(grid.lefts) == 1 and self._take_rows is None
+        whole = grid.window == grid.view.size == (self.height, self.classes.shape[1])
+        return alone and whole and not grid.view.mirrored and self.columns[0] == 0
 
-    def scores(feed: RowFeed, begin: int, end: int) -> Tensor:
-        rows = feed.rows(begin, end)
-        return rows.softmax(0) if several and probabilities else rows
+    def _decide(self, logits: Tensor) -> None:
+        grid = self._grids[0]
+        found = upsample_argmax(logits[None], grid.geometry.padded, grid.geometry.align_corners, grid.window)[0]
+        self.classes.copy_(found)
+        if self._labels is not None and self.counts is not None:
+            self.counts += confusion_matrix(self.classes, self._labels, self.num_classes, self.ignore_index)
+        self._done = self.height
 
-    bands = [(begin, min(begin + OUTPUT_ROWS, height)) for begin in range(0, height, OUTPUT_ROWS)]
-    for columns in strips(views, out_size, num_classes, budget):
-        feeds = (view.rows(run, out_size, columns, rule, batch) for view in views)
-        where = slice(*columns)
-        if several and num_classes * height * (columns[1] - columns[0]) * 4 <= budget // 2:
-            for (begin, end), total in zip(bands, _one_after_another(feeds, bands, scores), strict=True):
-                classes[begin:end, where] = _first_largest(total).cpu().numpy()
-            continue
-        together = list(feeds)
-        for begin, end in bands:
-            total = scores(together[0], begin, end)
-            for feed in together[1:]:
-                total = total + scores(feed, begin, end)
-            classes[begin:end, where] = _first_largest(total).cpu().numpy()
-    return classes
+    def _slot(self, request: Request, logits: Tensor) -> Tensor:
+        if self._store is None:
+            # bfloat16 stays, which halves what is held. Zeros, since the reference multiplies what is not read by 0.
+            dtype = logits.dtype if logits.dtype in (torch.bfloat16, torch.float64) else torch.float32
+            self._store = torch.zeros(self.values(), dtype=dtype, device=logits.device)
+            starts = [torch.from_numpy(grid.columns.start).flatten() for grid in self._grids]
+            weights = [torch.from_numpy(grid.columns.weight).flatten() for grid in self._grids]
+            self._tables = [torch.cat(starts).to(logits.device), torch.cat(weights).to(logits.device)]
+        begin = sum(grid.values(self.num_classes) for grid in self._grids[: request.view])
+        grid = self._grids[request.view]
+        place = request.down % grid.slots * len(grid.lefts) + request.across
+        count = logits.numel()
+        return self._store[begin + place * count : begin + (place + 1) * count].view_as(logits)
 
+    def _complete(self, begin: int, end: int) -> bool:
+        return all(grid.missing[down] == 0 for grid in self._grids for down in grid.needed(begin, end))
 
-def strips(
-    views: Sequence[View], out_size: tuple[int, int], num_classes: int, budget: int
-) -> Iterator[tuple[int, int]]:
-    """Yield the column ranges that the picture is done in: as few equal ones as the budget allows."""
-    width = out_size[1]
-    per_column = 0.0
-    narrowest = 1
-    for view in views:
-        ratio = view.size[1] / width
-        per_column += num_classes * min(view.window[0], view.size[0]) * ratio * 4 * BAND_COPIES
-        narrowest = max(narrowest, int(np.ceil(min(view.window[1], view.size[1]) / ratio)))
-    strip = min(max(int(budget / per_column), narrowest), width)
-    count = -(-width // strip)
-    for index in range(count):
-        yield width * index // count, width * (index + 1) // count
-
-
-def _first_largest(scores: Tensor) -> Tensor:
-    """Index of the largest of K scores, the first of equal ones. Shapes: [K, rows, columns] -> [rows, columns]."""
-    if scores.device.type != "cpu" or len(scores) > 256:
-        return scores.argmax(0)
-    # argmax over the slowest dimension is 12 times slower on a CPU than a pass per class: 194 against 16 ms for
-    # 19 x 64 x 8000, one core of a server CPU, torch 2.13.
-    best, index = scores[0].clone(), torch.zeros(scores.shape[1:], dtype=torch.uint8)
-    for number, score in enumerate(scores[1:], start=1):
-        # Numbers grow, so the maximum of those that improved on all before is the last that did.
-        torch.maximum(index, (score > best).to(torch.uint8) * number, out=index)
-        torch.maximum(best, score, out=best)
-    return index
-
-
-def _one_after_another(
-    feeds: Iterator[RowFeed], bands: Sequence[tuple[int, int]], scores: Callable[[RowFeed, int, int], Tensor]
-) -> list[Tensor]:
-    """Sum the views' scores over all rows, holding the logits of one view at a time."""
-    total: list[Tensor] = []
-    for feed in feeds:
-        for index, (begin, end) in enumerate(bands):
-            part = scores(feed, begin, end)
-            if index == len(total):
-                total.append(part.clone())  # not a view of the window's logits, which go with the feed
-            else:
-                total[index] += part
-    return total
+    def _make(self, begin: int, end: int) -> None:
+        assert self._store is not None
+        rows = [grid.row_table(begin, end) for grid in self._grids]
+        facts = []
+        for grid, (source, _) in zip(self._grids, rows, strict=True):
+            facts += [grid.slots, len(grid.lefts), *grid.geometry.low, grid.columns.weight.shape[1], source.shape[1]]
+        device = self._store.device
+        columns, column_weights = self._tables
+        sources = torch.cat([source.flatten() for source, _ in rows]).to(device)
+        weights = torch.cat([weight.flatten() for _, weight in rows]).to(device)
+        size = [end - begin, self.columns[1] - self.columns[0]]
+        tables = {"columns": columns, "column_weights": column_weights, "rows": sources, "row_weights": weights}
+        shape: dict[str, Any] = {"views": facts, "num_classes": self.num_classes, "size": size}
+        if self._take_rows is not None:
+            several = self.probabilities and len(self._grids) > 1
+            self._take_rows(begin, upsample_accumulate(self._store, **tables, **shape, probabilities=several))
+        else:
+            shape |= {"probabilities": self.probabilities, "ignore_index": self.ignore_index}
+            shape["labels"] = None if self._labels is None else self._labels[begin:end].to(device)
+            found, counts = upsample_accumulate_argmax(self._store, **tables, **shape)
+            self.classes[begin:end].copy_(found)
+            if self.counts is not None:
+                self.counts += counts.cpu()
+        self._done = end

@@ -39,6 +39,7 @@ _SEGMENTER: dict[str, Any] = {
     "loss_averaging": "valid",
     "mean": (127.5, 127.5, 127.5),
     "std": (127.5, 127.5, 127.5),
+    "window_rule": "segmenter",
 }
 _FAMILIES: dict[str, dict[str, Any]] = {
     "setr_naive": _SETR

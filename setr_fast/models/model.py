@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,14 @@ class SegmentationModel(nn.Module):
         if channels != spec.in_chans:
             kinds = f"[B, {spec.in_chans}, H, W]" + (", or bytes [B, H, W, 3]" if spec.in_chans == 3 else "")
             raise ShapeError(f"{spec.name}: pictures must be {kinds}, got {tuple(image.shape)}")
+        return self.grid_of(size)
+
+    def grid_of(self, size: tuple[int, int]) -> Grid:
+        """Return the patches of a picture of this height and width.
+
+        Raises: ShapeError for a size that the model does not take.
+        """
+        spec = self.spec
         cover = Grid.covering if spec.fit == "pad" else Grid.inside
         grid = cover(size, spec.patch_size)
         if min(grid.h, grid.w) < 1:
@@ -140,14 +149,31 @@ class SegmentationModel(nn.Module):
         """Height and width that the last resize gives, before any crop."""
         return grid.pixels if self.spec.resize_to == "padded" else grid.image
 
+    def logits_geometry(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return, for a picture of this size, the height and width of ``logits`` and of what they are resized to."""
+        spec, grid = self.spec, self.grid_of(size)
+        scale = math.prod(spec.head_scales) if spec.head in ("naive", "pup") else 1
+        scale = spec.branch_scale if spec.head == "mla" else scale
+        return (grid.h * scale, grid.w * scale), self.resize_size(grid)
+
     def predict(
-        self, image: Any, mode: str | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+        self,
+        image: Any,
+        mode: str | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        **options: Any,
     ) -> np.ndarray:
-        """Class indices [H, W] at the picture's own size; image: path, PIL picture or uint8 RGB [H, W, 3]."""
+        """Class indices [H, W] at the picture's own size; image: path, PIL picture or uint8 RGB [H, W, 3].
+
+        The options are fields of ``InferenceConfig``.
+        """
         from setr_fast.engine.options import InferenceConfig
         from setr_fast.engine.predictor import predict
+        from setr_fast.fields import known_names
 
-        config = InferenceConfig(mode=mode or "auto", scales=tuple(scales), flip=flip)  # type: ignore[arg-type]
+        known_names(InferenceConfig, options, where="predict")
+        config = InferenceConfig(mode=mode or "auto", scales=tuple(scales), flip=flip, **options)  # type: ignore[arg-type]
         return predict(self, image, config)
 
     def save(self, folder: str | Path) -> None:

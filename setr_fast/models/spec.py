@@ -163,6 +163,15 @@ class ModelSpec:
     """Step between windows, in pixels."""
     resize_short: int | None = None
     """Pictures are brought to this shorter edge first, in pixels; none: taken at their own size."""
+    min_short: int | None = None
+    """No scale brings the shorter edge below this (official SETR and Segmenter: the window); none: no such rule."""
+    resize_rule: Literal["opencv", "tensor"] = "opencv"
+    """opencv: pictures are resized as bytes, bit for bit as OpenCV does; tensor: after normalisation, in float32
+    (PaddleSeg's and PaddleViT's scales)."""
+    window_rule: Literal["mmseg", "segmenter", "paddleseg"] = "mmseg"
+    """Where windows start; they differ in the windows before the last."""
+    merge: Literal["probabilities", "logits"] = "probabilities"
+    """What is averaged over scales and mirrored pictures (PaddleSeg averages logits)."""
 
     def __post_init__(self) -> None:
         for name, value in coerce_fields(ModelSpec, self, where="model").items():
@@ -229,8 +238,7 @@ def _faults(s: ModelSpec) -> list[str]:
     limits += [within(n, 1e-12, 1.0) for n in ("layer_norm_eps", "final_norm_eps", "head_norm_eps", "batch_norm_eps")]
     limits += [within(n, 1e-12, 1.0) for n in ("decoder_layer_norm_eps", "decoder_norm_eps")]
     limits += [within("cosine_eps", 0.0, 1.0), within("aux_weight", 0.0, 100.0), within("std", 1e-6, 1e6)]
-    if s.resize_short is not None:
-        limits.append(within("resize_short", 1, 65536))
+    limits += [within(n, 1, 65536) for n in ("resize_short", "min_short") if getattr(s, n) is not None]
     if any(limits):  # what follows divides by these numbers
         return limits
     return [

@@ -106,8 +106,8 @@ def _check(
         raise ShapeError(f"upsample_accumulate: size must be a height and a width, got {list(size)}")
     wanted = [0, 0, 0, 0]
     for down, across, height, width, column_taps, row_taps in _facts(views):
-        lengths = (num_classes * height * width * down * across, across * size[1])
-        lengths += (across * column_taps * size[1], row_taps * size[0])
+        lengths = [num_classes * height * width * down * across, across * size[1]]
+        lengths += [across * column_taps * size[1], row_taps * size[0]]
         wanted = [total + length for total, length in zip(wanted, lengths, strict=True)]
     for what, tensor, length in (
         ("logits", logits, wanted[0]),
@@ -256,6 +256,8 @@ def _cases() -> Iterator[Case]:
         return (*tables, [n for view in geometry for n in view], classes, list(size), probabilities)
 
     for name, geometry, classes, size, bench in _geometries():
+        if 0 in size:
+            continue  # no scores, no largest error: the op of classes has this case
         for probabilities in (True, False):
             kind = "probabilities" if probabilities else "logits"
             yield Case(f"{name}_{kind}", partial(make, geometry, classes, size, probabilities), bench=bench)
@@ -268,6 +270,8 @@ def _cases_argmax() -> Iterator[Case]:
         return (*tables, [n for view in geometry for n in view], classes, list(size), True, labels, 255)
 
     for name, geometry, classes, size, bench in _geometries():
+        if bench:
+            size = (256, 342)  # more pixels hold one whose two best scores differ by rounding alone
         for labelled in (False, True):
             kind = "_counted" if labelled else ""
             yield Case(name + kind, partial(make, geometry, classes, size, labelled), bench=bench and not labelled)

@@ -27,6 +27,7 @@ class TinySpec:
     pos_resize: str = "bilinear"
     pos_grid: tuple[int, int] = (8, 8)
     fit: str = "pad"
+    align_corners: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
@@ -57,10 +58,16 @@ class TinyModel(nn.Module):
         features = self.norm(self.patches(image))
         return self.classify(torch.tanh(features + features.mean((2, 3), keepdim=True)))
 
+    def logits_geometry(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        patch, (height, width) = self.spec.patch_size, size
+        if self.spec.fit == "floor":
+            return (height // patch, width // patch), size
+        grid = -(-height // patch), -(-width // patch)
+        return grid, (grid[0] * patch, grid[1] * patch)
+
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        patch = self.spec.patch_size
-        size = (-(-height // patch) * patch, -(-width // patch) * patch) if self.spec.fit == "pad" else (height, width)
+        size = self.logits_geometry((height, width))[1]
         return interpolate(self.logits(image), size, mode="bilinear", align_corners=False)[..., :height, :width]
 
 

@@ -1,0 +1,131 @@
+"""Evaluating a folder with sliding windows and mirroring: the engine against a plain loop, same confusion matrix.
+
+The plain loop is what the published code does: one window at a time, logits at full size, a canvas and a count map,
+softmax, mean over both views, argmax, histogram; ops forced to their references. Models differ in how much of the time
+their encoder takes, which both sides share: rows name model, classes and size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+import setr_fast
+from benchmarks.harness import interleaved, quantiles, ratio
+from setr_fast.data.classes import ClassTable
+from setr_fast.engine.evaluator import evaluate
+from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.windows import window_starts
+from setr_fast.models.model import SegmentationModel, create_model
+
+CASES = [
+    pytest.param("setr_naive_vit_t16", 150, 512, (512, 683), 2, id="naive_t16_150"),
+    pytest.param("setr_pup_vit_t16", 150, 512, (512, 683), 2, id="pup_t16_150"),
+    pytest.param("setr_mla_vit_t16", 150, 512, (512, 683), 2, id="mla_t16_150"),
+    pytest.param("setr_naive_vit_t16", 19, 256, (360, 480), 4, id="naive_t16_19"),
+    pytest.param("setr_naive_vit_b16", 150, 512, (512, 683), 1, id="naive_b16_150"),
+]
+
+
+class Folder:
+    """Random pictures with random masks, in memory: reading files is the same for both sides."""
+
+    def __init__(self, size: tuple[int, int], classes: int, count: int) -> None:
+        rng = np.random.default_rng(0)
+        self.classes = ClassTable.numbered(classes)
+        self.samples = []
+        for _ in range(count):
+            small = torch.from_numpy(rng.uniform(0, 255, (1, 3, 12, 16)).astype(np.float32))
+            smooth = interpolate(small, size, mode="bicubic").clamp(0, 255)[0].permute(1, 2, 0)
+            label = rng.integers(0, classes, size).astype(np.uint8)
+            label[:5] = 255
+            self.samples.append((np.ascontiguousarray(smooth.numpy().astype(np.uint8)), label))
+        self.names = [f"p{index}" for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.samples[index]
+
+
+@torch.inference_mode()
+def plain_loop(model: SegmentationModel, folder: Folder) -> np.ndarray:
+    """Return the confusion matrix, computed the plain way."""
+    spec = model.spec
+    (height, width), stride, classes = spec.image_size, spec.stride, spec.num_classes
+    total = torch.zeros(classes, classes, dtype=torch.int64)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    for image, label in folder.samples:
+        picture = (torch.from_numpy(image).permute(2, 0, 1).float() - mean) / std
+        probability: Tensor | float = 0.0
+        for mirrored in (False, True):
+            seen = picture.flip(-1) if mirrored else picture
+            canvas = torch.zeros(classes, *seen.shape[1:])
+            count = torch.zeros(seen.shape[1:])
+            for top in window_starts(seen.shape[1], height, stride[0]):
+                for left in window_starts(seen.shape[2], width, stride[1]):
+                    where = slice(top, top + height), slice(left, left + width)
+                    logits = model(seen[None, :, where[0], where[1]])[0]
+                    canvas[:, where[0], where[1]] += logits
+                    count[where] += 1
+            scores = (canvas / count).softmax(0)
+            probability = probability + (scores.flip(-1) if mirrored else scores)
+        assert isinstance(probability, Tensor)
+        answer, truth = (probability / 2).argmax(0), torch.from_numpy(label).long()
+        counted = truth != 255
+        cells = torch.bincount(truth[counted] * classes + answer[counted], minlength=classes**2)
+        total += cells.reshape(classes, classes)
+    return total.numpy()
+
+
+@pytest.mark.parametrize(("name", "classes", "window", "size", "count"), CASES)
+def test_slide_and_flip(
+    name: str,
+    classes: int,
+    window: int,
+    size: tuple[int, int],
+    count: int,
+    benchmark: Any,
+    record: Callable[[dict[str, Any]], None],
+) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=classes, image_size=window).eval()
+    folder = Folder(size, classes, count)
+    config = InferenceConfig(mode="slide", flip=True)
+
+    def ours() -> np.ndarray:
+        return evaluate(model, folder, config).confusion
+
+    def plain() -> np.ndarray:
+        with setr_fast.backend("reference"):
+            return plain_loop(model, folder)
+
+    ours_counts, plain_counts = ours(), plain()
+    # Random weights make many near ties: a pixel in ten thousand may fall to the other side of one by rounding.
+    moved = int(np.abs(ours_counts - plain_counts).sum()) // 2
+    assert moved <= 1e-4 * plain_counts.sum(), f"{moved} of {plain_counts.sum()} pixels differ"
+    times = interleaved({"engine": ours, "plain": plain}, rounds=5, seconds=20.0)
+    benchmark.pedantic(ours, rounds=1)
+    speed = ratio(times["plain"], times["engine"])
+    benchmark.extra_info.update(ratio=speed["median"])
+    record(
+        {
+            "kind": "evaluation",
+            "model": name,
+            "classes": classes,
+            "window": window,
+            "size": list(size),
+            "pictures": count,
+            "seconds": quantiles(times["engine"]),
+            "plain_seconds": quantiles(times["plain"]),
+            "ratio": speed,
+            "pixels_moved": moved,
+        }
+    )

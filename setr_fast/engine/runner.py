@@ -1,0 +1,94 @@
+"""A model as the engine uses it: windows in, small logits out, and how many windows fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.sizes import parse_bytes
+from setr_fast.engine.views import Geometry
+
+MOST_WINDOWS = 16
+"""Together, where the memory budget would allow more: larger batches gain nothing."""
+
+
+class Runner:
+    """Runs a model on batches of windows by a configuration whose open fields are settled."""
+
+    def __init__(self, model: nn.Module, config: InferenceConfig) -> None:
+        self.model, self.config = model, config
+        self.spec: Any = model.spec
+        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self.rules: Any = {"rule": config.window_rule, "probabilities": config.merge == "probabilities"}
+        self._small = hasattr(model, "logits") and hasattr(model, "logits_geometry")
+        self._least = _least_size(self.spec)
+        budget = parse_bytes(config.memory_budget)
+        canvas = budget // 2 if config.canvas_mib is None else config.canvas_mib * 2**20
+        self._activations = budget // 2
+        self.held = canvas // (2 if config.precision == "bf16" else 4)
+
+    def run(self, windows: Tensor) -> Tensor:
+        """Return the small logits of windows of one size. Shapes: [b, C, h, w] -> [b, K, ...]."""
+        height, width = windows.shape[-2:]
+        below, right = max(self._least[0] - height, 0), max(self._least[1] - width, 0)
+        padded = pad(windows, (0, right, 0, below)) if below or right else windows
+        model: Any = self.model
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
+            logits = model.logits(padded.to(self.device)) if self._small else model(padded.to(self.device))
+        return logits if self._small else logits[..., :height, :width]
+
+    def geometry(self, window: tuple[int, int]) -> Geometry:
+        """Return the small logits of a window of this size; what lies beyond the window is padding."""
+        if not self._small:
+            return Geometry(window, window, False)
+        model: Any = self.model
+        low, padded = model.logits_geometry((max(window[0], self._least[0]), max(window[1], self._least[1])))
+        return Geometry(low, padded, self.spec.align_corners)
+
+    def batch_of(self, window: tuple[int, int]) -> int:
+        """Return how many windows of this size pass through the model together."""
+        if self.config.window_batch is not None:
+            return self.config.window_batch
+        return max(min(self._activations // self._window_bytes(window), MOST_WINDOWS), 1)
+
+    def _window_bytes(self, window: tuple[int, int]) -> int:
+        """Estimate what one window's way through the model holds at its widest point, in float32.
+
+        Encoder: a block's input, its output, queries, keys and values, and the wide layer of the MLP (twice: before and
+        after GELU), beside the taps that are kept. Head: the largest map, with the input and output of its layers.
+        """
+        spec, geometry = self.spec, self.geometry(window)
+        patch = getattr(spec, "patch_size", 16)
+        tokens = -(-window[0] // patch) * -(-window[1] // patch) + 2
+        block = 6 + 2 * getattr(spec, "mlp_ratio", 4.0) + len(getattr(spec, "taps", ()))
+        encoder = tokens * getattr(spec, "width", 64) * block
+        channels = getattr(spec, "head_channels", 64)
+        channels = max(channels, len(getattr(spec, "taps", ())) * getattr(spec, "branch_channels", 64))
+        head = geometry.low[0] * geometry.low[1] * (3 * channels + 2 * spec.num_classes)
+        return int(4 * (max(encoder, head) + 3 * window[0] * window[1]))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, and each back in the mode it was in (frozen parts stay as they were)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _least_size(spec: Any) -> tuple[int, int]:
+    """Smallest picture the model takes: any, a patch, or (positions that cannot be resized) exactly its own grid."""
+    patch: int = getattr(spec, "patch_size", 1)
+    if getattr(spec, "pos_resize", None) == "none":
+        return spec.pos_grid[0] * patch, spec.pos_grid[1] * patch
+    return (patch, patch) if getattr(spec, "fit", "pad") == "floor" else (1, 1)
