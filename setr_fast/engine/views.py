@@ -225,7 +225,12 @@ class Assembly:
         sources = torch.cat([source.flatten() for source, _ in rows]).to(device)
         weights = torch.cat([weight.flatten() for _, weight in rows]).to(device)
         size = [end - begin, self.columns[1] - self.columns[0]]
-        tables = {"columns": columns, "column_weights": column_weights, "rows": sources, "row_weights": weights}
+        tables: dict[str, Any] = {
+            "columns": columns,
+            "column_weights": column_weights,
+            "rows": sources,
+            "row_weights": weights,
+        }
         shape: dict[str, Any] = {"views": facts, "num_classes": self.num_classes, "size": size}
         if self._take_rows is not None:
             several = self.probabilities and len(self._grids) > 1
