@@ -102,11 +102,20 @@ def _cost(logits: Tensor, size: Sequence[int], crop: Sequence[int], align_corner
     return Cost(bytes=logits.nbytes + pixels + 1, flops=6 * pixels * logits.shape[1])
 
 
+def _fits_a_grid(logits: Tensor, size: Sequence[int], crop: Sequence[int], align_corners: bool) -> list[str]:
+    if max(logits.shape[0], crop[0]) <= 65535:
+        return []
+    return [f"takes batches and pictures of up to 65535 rows, got {logits.shape[0]} and {crop[0]}"]
+
+
 _op = declare_op(
     "upsample_argmax(Tensor logits, int[] size, int[] crop, bool align_corners) -> Tensor",
     reference=_reference,
     fake=_fake,
     cases=_cases,
     cost=_cost,
-    backends=(native("cpu", dtypes=(torch.float32, torch.bfloat16)),),
+    backends=(
+        native("cuda", dtypes=(torch.float32, torch.bfloat16), accepts=_fits_a_grid),
+        native("cpu", dtypes=(torch.float32, torch.bfloat16)),
+    ),
 )

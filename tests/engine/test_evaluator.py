@@ -51,6 +51,25 @@ def test_every_pixel_is_counted_once_and_ignored_ones_never(make_model, make_pic
     assert seen == [(i, 5) for i in range(1, 6)]
 
 
+def test_windows_of_several_pictures_pass_through_the_model_together(make_model, make_picture):
+    model, source = make_model(), Pictures(make_picture)
+    source._samples = [source._samples[2]] * 6
+    single = evaluate(model, source, InferenceConfig(window_batch=1)).confusion
+    sizes: list[int] = []
+    model.patches.register_forward_hook(lambda module, given, result: sizes.append(len(given[0])))
+    np.testing.assert_array_equal(evaluate(model, source, InferenceConfig(window_batch=5)).confusion, single)
+    assert len(sizes) > 1
+    assert set(sizes[:-1]) == {5}
+
+
+def test_strips_of_a_small_budget_change_nothing(make_model, make_picture):
+    model, source = make_model(), Pictures(make_picture)
+    label = np.random.default_rng(0).integers(0, 5, (40, 300)).astype(np.uint8)
+    source._samples = [(make_picture(40, 300), label)] * 2
+    whole = evaluate(model, source).confusion
+    np.testing.assert_array_equal(evaluate(model, source, InferenceConfig(memory_budget="2kB")).confusion, whole)
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_shares_of_all_ranks_add_up_to_the_whole(make_model, make_picture, world_size):
     model, source = make_model(), Pictures(make_picture)
