@@ -94,8 +94,8 @@ def _follow(model: SegmentationModel, watch: _Watch) -> None:
     """Tell the watch when logits begin, and which tensors are gradients."""
     all_logits = model.all_logits
 
-    def then_logits(image_BCHW: Tensor) -> list[Tensor]:
-        logits = all_logits(image_BCHW)
+    def then_logits(image: Tensor) -> list[Tensor]:
+        logits = all_logits(image)
         watch.part = "logits"
         return logits
 

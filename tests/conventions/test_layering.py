@@ -19,12 +19,14 @@ ALLOWED: dict[str, set[str]] = {
     "loss": BASE | {"ops"},
     "metrics": BASE | {"ops", "metrics"},
     "models": BASE | {"ops", "nn", "loss", "models"},
+    "checkpoints": BASE | {"ops", "nn", "models", "checkpoints"},
     "data": BASE | {"ops", "data"},
-    "engine": BASE | {"ops", "data", "models", "metrics", "loss", "engine"},
-    "train": BASE | {"ops", "nn", "data", "models", "metrics", "loss", "engine", "train", "config"},
+    "engine": BASE | {"ops", "data", "models", "checkpoints", "metrics", "loss", "engine"},
+    "train": BASE | {"ops", "nn", "data", "models", "checkpoints", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }
-FREE = {"cli", "report", "__init__", "__main__", "eval", "predict", "compare", "consolidate", "convert", "plan", "doctor"}
+VERBS = {"eval", "predict", "compare", "consolidate", "convert", "plan", "doctor"}
+FREE = {"cli", "report", "__init__", "__main__"} | VERBS
 EXCEPTIONS = {("models/model.py", "engine")}  # SegmentationModel.predict hands itself to the predictor
 LIGHT = [
     "cli.py",
