@@ -1,23 +1,38 @@
-"""Any weights file in, plain tensors and plain metadata out; nothing in the file is ever run."""
+"""Any weights file in, plain tensors and plain metadata out; nothing in the file is ever run.
+
+A file's format is told by its content, never by its name.
+"""
 
 from __future__ import annotations
 
-import io
-import pickle
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from setr_fast.checkpoints.archive import read_directory
+from setr_fast.checkpoints.arrays import read_npz, read_paddle
+from setr_fast.checkpoints.faults import AGAIN, Unusable
+from setr_fast.checkpoints.safetensors_file import read_safetensors
+from setr_fast.checkpoints.torch_file import LEGACY_START, read_legacy, read_zip
 from setr_fast.errors import CheckpointError
+from setr_fast.models.store import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 
 Kind = Literal["torch", "paddle", "npz", "safetensors", "native"]
-WEIGHTS = (".pth", ".pt", ".pdparams", ".safetensors", ".npz")
+_SUFFIXES = (".pth", ".pt", ".pdparams", ".safetensors", ".ckpt", ".bin")
+_MAX_CONFIG = 1 << 20
+_OTHERS: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"version https://git-lfs", "a pointer of Git LFS; run `git lfs pull` to fetch the file"),
+    (0, b"<", "a web page (a failed download); download the file again"),
+    (0, b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (0, b"7z\xbc\xaf", "a 7z archive; unpack it first"),
+    (257, b"ustar", "a tar archive; unpack it first"),
+    (0, b"\x89HDF", "an HDF5 file; save the weights as .npz"),
+    (0, b"\x93NUMPY", "one NumPy array; save all of them as .npz"),
+)
+_NONE = "bytes of no known format; copy or download the file again"
 
 
 @dataclass
@@ -29,13 +44,15 @@ class Source:
     kind: Kind
     """Format, told by content: native is a model folder of this package."""
     tensors: dict[str, Tensor]
-    """Every tensor by its name in the file, in the file's order and dtype, in memory of its own."""
-    wrapper: Literal["state_dict", "model", ""] = ""
-    """Key that the tensors were found under; empty where they are the top level."""
+    """Every tensor by its name in the file, in the file's order and dtype, in memory of its own: a loader may keep
+    them, and frees what it transforms by popping it."""
+    wrapper: str = ""
+    """Key that the tensors were found under (state_dict or model); empty where they are the top level."""
     beside: frozenset[str] = frozenset()
     """Top-level keys next to the wrapper."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """Plain values: the file's ``meta`` (CLASSES, PALETTE, config text, ...) and plain values beside the wrapper."""
+    """Plain values: the file's ``meta`` (CLASSES, PALETTE, config text, ...) and plain values beside the wrapper; of a
+    native folder, its ``config``."""
     dropped: dict[str, str] = field(default_factory=dict)
     """Entries that are bookkeeping of the format, not weights: name to reason."""
 
@@ -46,58 +63,80 @@ def read_checkpoint(path: str | Path) -> Source:
     Raises: CheckpointError with one line that names the file and what is wrong with it.
     """
     file = weights_file(Path(path))
-    if file.is_dir():
-        return Source(file, "native", dict(load_file(file / "model.safetensors")))
+    inside = file / WEIGHTS_FILE if file.is_dir() else file
     try:
-        return _READERS[file.suffix](file)
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: must be a whole weights file, got {' '.join(str(error).split())}") from None
+        with inside.open("rb") as opened:
+            source = _read(file, opened)
+    except Unusable as fault:
+        raise CheckpointError(f"{inside}: {fault.what}; {fault.remedy}") from None
+    except OSError as error:
+        raise CheckpointError(f"{inside}: must be readable, got {error.strerror}; check the path") from None
+    except MemoryError:
+        raise CheckpointError(f"{inside}: must fit into memory, got too little of it; close other programs") from None
+    for prefix in ("module.", "_orig_mod."):  # left by data parallel and compiled models
+        if source.tensors and all(name.startswith(prefix) for name in source.tensors):
+            source.tensors = {name.removeprefix(prefix): source.tensors[name] for name in source.tensors}
+    return source
 
 
 def weights_file(path: Path) -> Path:
-    """Return the file that is meant: the path itself, or the one weights file of a folder."""
-    if path.is_file():
-        return path
-    if (path / "model.safetensors").is_file() and (path / "config.json").is_file():
-        return path
-    found = sorted(p for p in path.glob("*") if p.suffix in WEIGHTS)
-    if len(found) != 1:
-        told = ", ".join(p.name for p in found) or "none"
-        raise CheckpointError(f"{path}: must be a weights file or a folder with one, got {told}")
-    return found[0]
+    """Return what is meant: the file itself, the one weights file of a folder, or a model folder of this package.
+
+    Raises: CheckpointError where there is none, or more than one.
+    """
+    if path.is_dir():
+        if _is_native(path):
+            return path
+        found = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+        found = found or sorted(p for p in path.iterdir() if p.suffix == ".npz" and p.is_file())
+        if len(found) != 1:
+            told = ", ".join(p.name for p in found[:5]) or "none"
+            raise CheckpointError(f"{path}: must hold exactly one weights file, got {told}; name the file itself")
+        path = found[0]
+    if not path.exists():
+        raise CheckpointError(f"{path}: must be a weights file or a folder with one, got nothing; check the path")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: must be a file, got a device or a pipe; copy it into a file first")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: must hold something, got 0 bytes; the copy or the save was cut off")
+    return path.parent if path.name == WEIGHTS_FILE and _is_native(path.parent) else path
 
 
-def _torch(file: Path) -> Source:
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content.get(wrapper), dict):
-            meta = dict(content.get("meta") or {})
-            meta |= {k: v for k, v in content.items() if isinstance(v, (str, int, float))}
-            return Source(file, "torch", content[wrapper], wrapper, frozenset(content) - {wrapper}, meta)
-    return Source(file, "torch", content)
+def _read(path: Path, file: BinaryIO) -> Source:
+    head = file.read(512)
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        entries = read_directory(file)
+        if any(name == "data.pkl" or name.endswith("/data.pkl") for name in entries):
+            return Source(path, "torch", *read_zip(file, entries))
+        if entries and all(name.endswith(".npy") for name in entries):
+            return Source(path, "npz", read_npz(file, entries))
+        raise Unusable("must be a checkpoint of torch or an .npz, got another zip archive", "unpack it first")
+    if head.startswith(LEGACY_START):
+        return Source(path, "torch", *read_legacy(file))
+    # Before pickles: the length that such a file begins with may look like the start of one.
+    if len(head) > 8 and head[8:9] == b"{" and head[5:8] == b"\0\0\0":
+        tensors, meta = read_safetensors(file)
+        if path.is_dir():
+            return Source(path, "native", tensors, meta={"config": _config(path)})
+        return Source(path, "safetensors", tensors, meta=meta)
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        tensors, dropped = read_paddle(file)
+        return Source(path, "paddle", tensors, dropped=dropped)
+    got = next((text for at, mark, text in _OTHERS if head[at : at + len(mark)] == mark), _NONE)
+    what, _, remedy = got.partition("; ")
+    raise Unusable(f"must be a checkpoint of torch, Paddle or NumPy or a .safetensors, got {what}", remedy or AGAIN)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        arrays = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-        if module not in arrays or name not in ("ndarray", "dtype", "_reconstruct"):
-            raise pickle.UnpicklingError(f"{module}.{name} where only NumPy arrays may be")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+def _is_native(folder: Path) -> bool:
+    return (folder / WEIGHTS_FILE).is_file() and _config(folder).get("format") == FORMAT
 
 
-def _paddle(file: Path) -> Source:
-    arrays = _ArraysOnly(io.BytesIO(file.read_bytes())).load()
-    arrays.pop("StructuredToParameterName@@", None)
-    return Source(file, "paddle", {name: torch.from_numpy(value.copy()) for name, value in arrays.items()})
-
-
-def _npz(file: Path) -> Source:
-    with np.load(file, allow_pickle=False) as arrays:
-        return Source(file, "npz", {name: torch.from_numpy(arrays[name]) for name in arrays.files})
-
-
-def _safetensors(file: Path) -> Source:
-    return Source(file, "safetensors", load_file(file))
-
-
-_READERS = {".pth": _torch, ".pt": _torch, ".pdparams": _paddle, ".npz": _npz, ".safetensors": _safetensors}
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            return {}
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
