@@ -14,6 +14,7 @@ from setr_fast.errors import ShapeError
 from setr_fast.loss import segmentation_loss
 from setr_fast.models.catalog import model_spec
 from setr_fast.models.encoder import Encoder
+from setr_fast.models.heads.absent import AbsentHead
 from setr_fast.models.heads.linear import LinearHead
 from setr_fast.models.heads.mask_transformer import MaskTransformerHead
 from setr_fast.models.heads.mla import MlaAuxHead, MlaHead, MlaNeck
@@ -33,6 +34,7 @@ HEADS: dict[str, Callable[[ModelSpec], nn.Module]] = {
     "mla": MlaHead,
     "linear": LinearHead,
     "mask": MaskTransformerHead,
+    "none": AbsentHead,
 }
 AUX_HEADS: dict[str, Callable[[ModelSpec], nn.Module]] = {
     "naive": naive_aux_head,
@@ -40,6 +42,7 @@ AUX_HEADS: dict[str, Callable[[ModelSpec], nn.Module]] = {
     "mla": MlaAuxHead,
     "linear": LinearHead,
     "mask": MaskTransformerHead,
+    "none": AbsentHead,
 }
 
 

@@ -75,8 +75,8 @@ class ModelSpec:
     """Sides that are no multiple of the patch: pad with zeros bottom and right, or ignore the rest."""
 
     # --- head ---
-    head: Literal["naive", "pup", "mla", "linear", "mask"] = "pup"
-    """naive, pup, mla: SETR; linear, mask: Segmenter."""
+    head: Literal["naive", "pup", "mla", "linear", "mask", "none"] = "pup"
+    """naive, pup, mla: SETR; linear, mask: Segmenter; none: an encoder alone, which predicts nothing."""
     taps: tuple[int, ...] = (9, 14, 19, 23)
     """Blocks (from 0, shallow to deep) whose outputs are used; the last feeds the head of Naive and PUP."""
     head_channels: int = 256

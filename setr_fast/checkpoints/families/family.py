@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from setr_fast.checkpoints.rules import Dropped, Rule
 from setr_fast.errors import CheckpointError
@@ -57,8 +59,12 @@ class Found:
     """Published answers for ``taps``: one is taken, several or none are asked for."""
     levels: int = 1
     """Taps that the heads need at least; of MLA exactly."""
+    decoder_heads: Literal["config", "width", "encoder"] = "config"
+    """Attention heads of the mask decoder: free in the config; its width // 64; or the encoder's."""
     asked: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Other fields that nothing in the file says, with the answers that are known to occur."""
+    stride: Callable[[int], int] = lambda side: max(side * 2 // 3, 1)
+    """Step between windows that the code base takes for a window's side, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +81,37 @@ class Family:
     """Reads the model off the keys and shapes."""
     rules: Callable[[ModelSpec], list[Rule]]
     """Rules for a spec; for the head "none" those of an encoder-only file."""
+    prepare: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors
+    """Brings variants of the layout to the one that the rules know: prefixes, shapes."""
     dropped: tuple[Dropped, ...] = ()
     """Keys that carry nothing the model uses."""
     config_form: str = ""
     """Form of the config that the code base leaves beside its weights; empty: none is read."""
     read_config: Callable[[Mapping[str, Any], Found], Fields] = lambda values, found: {}
-    """Fields of the spec that such a config gives."""
+    """Fields of the spec that such a config gives; ``grid_size`` is the picture that the position table is for."""
     dead: Callable[[ModelSpec], dict[str, tuple[int, ...]]] = lambda spec: {}
     """Keys and shapes that the code base's strict loading wants although nothing uses them."""
+
+
+def at(values: Any, *path: str) -> Any:
+    """Return the entry under nested keys, or None where one of them is missing."""
+    for key in path:
+        if not isinstance(values, Mapping) or key not in values:
+            return None
+        values = values[key]
+    return values
+
+
+def given(**fields: Any) -> Fields:
+    """Return the fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def pair(value: Any, swap: bool = False) -> tuple[Any, Any] | None:
+    """Return (height, width) of a side or of two; ``swap`` where they are written (width, height)."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return (value[1], value[0]) if swap else (value[0], value[1])
+    return (value, value) if isinstance(value, int) else None
 
 
 def ratio(hidden: int, width: int) -> float:
