@@ -12,16 +12,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from setr_fast import ops
+    from setr_fast.checkpoints.load import load
     from setr_fast.models.catalog import list_models
     from setr_fast.models.model import create_model
-    from setr_fast.models.store import load
     from setr_fast.ops import backend
 
 _WHERE = {
     "backend": "setr_fast.ops",
     "create_model": "setr_fast.models.model",
     "list_models": "setr_fast.models.catalog",
-    "load": "setr_fast.models.store",
+    "load": "setr_fast.checkpoints.load",
 }
 __all__ = ["__version__", "backend", "create_model", "list_models", "load", "ops"]
 

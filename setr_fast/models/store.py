@@ -24,6 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 FORMAT = "setr_fast"
 VERSION = 1
 _MAX_CONFIG_BYTES = 1 << 20
+_READ_BYTES = 64 << 20
 _NAMED = 5  # keys that one message names
 
 
@@ -53,16 +54,6 @@ def write_model(model: SegmentationModel, folder: Path) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(_config(model.spec), indent=1) + "\n", encoding="utf-8")
 
 
-def load(path: str | Path, family: str | None = None, **overrides: Any) -> SegmentationModel:
-    """Read a model: eval mode, float32, CPU. The overrides are fields of ``ModelSpec``.
-
-    Raises: CheckpointError for a damaged file, ConfigError for a family that cannot be read.
-    """
-    if family not in (None, "native"):
-        raise ConfigError(f"load: family must be native, got {family!r}")
-    return load_model(path, **overrides)
-
-
 def load_model(folder: str | Path, **overrides: Any) -> SegmentationModel:
     """Read a model folder: eval mode, float32, CPU. The overrides are fields of ``ModelSpec``.
 
@@ -74,7 +65,7 @@ def load_model(folder: str | Path, **overrides: Any) -> SegmentationModel:
         raise CheckpointError(f"{path}: must be a model folder with {CONFIG_FILE} and {WEIGHTS_FILE}, got {kind}")
     spec = read_spec(path / CONFIG_FILE, **overrides)
     tensors = read_tensors(path / WEIGHTS_FILE)
-    return fill_model(spec, tensors, where=str(path / WEIGHTS_FILE))
+    return fill_model(spec, tensors, where=str(path / WEIGHTS_FILE), copy=False)
 
 
 def read_spec(path: Path, **overrides: Any) -> ModelSpec:
@@ -98,11 +89,25 @@ def read_spec(path: Path, **overrides: Any) -> ModelSpec:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; the tensors may be windows into the file, so ``fill_model`` copies them."""
+    """Read a safetensors file into memory of its own, so that the file may be replaced while the model lives.
+
+    The file is mapped anew for every few tensors: pages that were read leave the process's memory again, and loading
+    takes the file's size once.
+    """
     _present(path)
+    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+        while len(tensors) < len(names):
+            budget = _READ_BYTES
+            with safe_open(path, framework="pt") as file:
+                for name in names[len(tensors) :]:
+                    tensors[name] = file.get_tensor(name).clone()
+                    budget -= tensors[name].nbytes
+                    if budget < 0:
+                        break
+        return tensors
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         size = os.path.getsize(path)
         raise CheckpointError(
@@ -110,8 +115,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def fill_model(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> SegmentationModel:
-    """Build the model of a spec from copies of tensors, every one of which must fit: eval mode, float32, CPU.
+def fill_model(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str, copy: bool = True) -> SegmentationModel:
+    """Build the model of a spec from tensors, every one of which must fit: eval mode, float32, CPU.
+
+    Without ``copy`` the model takes tensors of the right dtype over as they are: they must be its own.
 
     Raises: CheckpointError for missing, extra, wrongly shaped or not finite tensors.
     """
@@ -130,17 +137,22 @@ def fill_model(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> Se
         if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point()
     ]
     if not faults:
-        faults = [
-            f"{name} must be finite, got {int((~torch.isfinite(tensor)).sum())} NaN or infinite values"
-            for name, tensor in tensors.items()
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-        ]
+        faults = [fault for name, tensor in tensors.items() if (fault := finite_fault(name, tensor))]
     if faults:
         more = f" (and {len(faults) - _NAMED} more)" if len(faults) > _NAMED else ""
         raise CheckpointError(f"{where}: weights must fit the model {spec.name}: " + "; ".join(faults[:_NAMED]) + more)
-    state = {name: tensor.to("cpu", wanted[name].dtype, copy=True) for name, tensor in tensors.items()}
+    state = {name: tensor.to("cpu", wanted[name].dtype, copy=copy) for name, tensor in tensors.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def finite_fault(name: str, tensor: Tensor) -> str:
+    """Say how many values are NaN or infinite; empty where none is. One pass where all is well."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return ""
+    if all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):
+        return ""
+    return f"{name} must be finite, got {int((~torch.isfinite(tensor)).sum())} NaN or infinite values"
 
 
 def _key_faults(wanted: Any, got: Any) -> list[str]:

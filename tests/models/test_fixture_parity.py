@@ -1,30 +1,23 @@
 """Parity with recorded outputs of the published code bases: features, logits, losses, gradients, statistics.
 
-Everything is reached through the switches of ModelSpec. Tolerances: ten times the recorded rounding error of
-the peer (float32 against float64), at most 1e-4.
+The files are read as users read them. Tolerances: ten times the recorded rounding error of the peer (float32 against
+float64), at most 1e-4.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.models.model import SegmentationModel
-from setr_fast.models.store import fill_model
 from setr_fast.nn.conv import resize
 from setr_fast.nn.embed import tokens_to_map
-from setr_fast.nn.position import resize_positions
-from tests.models import fixture_maps, fixture_specs
+from tests.models.recorded import Recorded, read_recorded
 
 PUBLISHED = ("setr-official", "mmseg-setr", "paddleseg-setr", "paddlevit-setr")
 SETR = [f"{source}-{head}" for source in PUBLISHED for head in ("naive", "pup", "mla")]
@@ -35,46 +28,9 @@ SEGMENTER = [
 ]
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """One recorded model: its description, its arrays and its weights in our layout."""
-
-    config: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-    weights: dict[str, Tensor]
-
-    def model(self, **changes: Any) -> SegmentationModel:
-        spec = fixture_specs.spec_of(self.config).replace(**changes)
-        return fill_model(spec, self.weights, where=self.config["variant"])
-
-    def tensor(self, name: str) -> Tensor:
-        return torch.from_numpy(self.arrays[name])
-
-    def tolerance(self, name: str) -> float:
-        """Ten times the peer's own rounding error, at most 1e-4."""
-        return min(10 * self.config["f32_minus_f64_max_abs"]["case0"][name], 1e-4)
-
-    def check(self, got: Tensor, name: str) -> None:
-        want = self.tensor(name)
-        assert got.shape == want.shape, name
-        error = (got - want).abs().max().item()
-        assert error <= self.tolerance(name), f"{name}: error {error:.2e}, allowed {self.tolerance(name):.2e}"
-
-
-@functools.cache
-def _read(folder: Path) -> Recorded:
-    config = json.loads((folder / "config.json").read_text())
-    with np.load(folder / config["data"], allow_pickle=False) as data:
-        arrays = {name: data[name] for name in data.files}
-    with torch.device("meta"):
-        wanted = SegmentationModel(fixture_specs.spec_of(config)).state_dict()
-    source = fixture_maps.read_weights(folder / config["weights"])
-    return Recorded(config, arrays, fixture_maps.convert(config, source, wanted))
-
-
 @pytest.fixture
 def recorded(request: pytest.FixtureRequest, shared: Path) -> Recorded:
-    return _read(shared / "fixtures" / "parity" / request.param)
+    return read_recorded(shared / "fixtures" / "parity" / request.param)
 
 
 every = pytest.mark.parametrize("recorded", SETR + SEGMENTER, indirect=True)
@@ -135,7 +91,7 @@ def test_training_step_matches_the_peer(recorded: Recorded) -> None:
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     seen = set()
     for key, want in zip(recorded.arrays["train.grad_names"], recorded.arrays["train.grad_norms"], strict=True):
-        name = fixture_maps.target_name(recorded.config, str(key))
+        name = recorded.target(str(key))
         if name is None:
             continue
         seen.add(name)
@@ -158,7 +114,7 @@ def _cancelled(model: SegmentationModel, name: str) -> bool:
 
 def _check_gradients(recorded: Recorded, gradients: dict[str, Tensor | None]) -> None:
     for key in (k for k in recorded.arrays if k.startswith("train.grad.")):
-        name = fixture_maps.target_name(recorded.config, key.removeprefix("train.grad."))
+        name = recorded.target(key.removeprefix("train.grad."))
         want = recorded.tensor(key)
         gradient = gradients[name]
         got = torch.zeros_like(want) if gradient is None else gradient.reshape(want.shape)
@@ -169,13 +125,13 @@ def _check_gradients(recorded: Recorded, gradients: dict[str, Tensor | None]) ->
 def _check_statistics(recorded: Recorded, model: SegmentationModel) -> None:
     state = model.state_dict()
     for key in (k for k in recorded.arrays if k.startswith("train.after.")):
-        name = fixture_maps.target_name(recorded.config, key.removeprefix("train.after."))
+        name = recorded.target(key.removeprefix("train.after."))
         got = state[name]
         if key.endswith("._variance"):
             # Paddle's running variance takes the biased variance of the batch, torch's the unbiased one. The first
             # batch norm of a branch, as all recorded ones are, sees one value per patch.
             count = len(recorded.arrays["input"]) * recorded.arrays["feat0"].shape[1]
-            old = 0.9 * recorded.weights[name]
+            old = 0.9 * recorded.mapped.state[name]
             got = old + (got - old) * (count - 1) / count
         torch.testing.assert_close(got, recorded.tensor(key), rtol=1e-4, atol=1e-5, msg=key)
 
@@ -222,16 +178,3 @@ def test_wrong_switches_change_the_logits_as_much_as_in_the_peer(recorded: Recor
 def test_a_fixed_position_table_refuses_other_sizes(recorded: Recorded) -> None:
     with pytest.raises(ShapeError, match="pictures must be"):
         recorded.model()(torch.zeros(1, 3, 96, 64))
-
-
-def test_position_tables_are_resized_as_official_setr_does_at_load(shared: Path) -> None:
-    folder = shared / "fixtures" / "parity" / "setr-official-backbone-load"
-    config = json.loads((folder / "config.json").read_text())
-    with np.load(folder / config["data"], allow_pickle=False) as data:
-        for index, case in enumerate(config["cases"]):
-            content = torch.load(folder / case["weights"], map_location="cpu", weights_only=True)
-            table = content.get("model", content)["pos_embed"]
-            table = torch.cat((table[:, :1], table[:, -(case["file_grid"] ** 2) :]), dim=1)  # no distillation row
-            old, new = (case["file_grid"],) * 2, (case["model_grid"],) * 2
-            got = resize_positions(table, old, new, leading=1, mode="bilinear")
-            torch.testing.assert_close(got, torch.from_numpy(data[f"case{index}.pos_embed"]), rtol=0, atol=1e-6)
