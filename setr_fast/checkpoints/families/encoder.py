@@ -52,8 +52,7 @@ class BlockKeys:
 
     def fields(self, shapes: Shapes, width: int) -> Fields:
         """Depth, MLP ratio, bias of the qkv projection (named as the encoder's)."""
-        shapes.need(self.key(0, "norm1", "weight"), 1)
-        depth = shapes.count(self.block + self.parts["norm1"] + "weight")
+        depth = max(shapes.blocks(self.block), 1)
         hidden = common(
             (shapes.need(self.key(i, "mlp.fc1", "weight"), 2)[1 if self.paddle else 0] for i in range(depth)),
             shapes.where,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,6 +46,13 @@ class Shapes(dict[str, tuple[int, ...]]):
         while key.format(start + number * step) in self:
             number += 1
         return number
+
+    def blocks(self, prefix: str) -> int:
+        """Return one more than the highest number that stands for {} at the start of a key; 0 where none does."""
+        front, _, rest = prefix.partition("{}")
+        pattern = re.compile(re.escape(front) + r"(\d{1,6})" + re.escape(rest))
+        found = (pattern.match(key) for key in self)
+        return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 @dataclass

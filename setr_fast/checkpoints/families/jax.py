@@ -42,7 +42,7 @@ def _prepare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _find(shapes: Shapes) -> Found:
     patch, _, in_chans, width = shapes.need("embedding/kernel", 4)
     heads = shapes.need(_BLOCK.format(0) + _ATTENTION + "query/kernel", 3)[1]
-    depth = shapes.count(_BLOCK + "LayerNorm_0/scale")
+    depth = shapes.blocks(_BLOCK)
     hidden = common(
         (shapes.need(_BLOCK.format(i) + "MlpBlock_3/Dense_0/kernel", 2)[1] for i in range(depth)),
         shapes.where,
