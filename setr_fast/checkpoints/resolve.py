@@ -13,7 +13,8 @@ from setr_fast.fields import known_names
 from setr_fast.models.spec import ModelSpec
 from setr_fast.shapes import Grid
 
-HEAD_WIDTH = 64  # of every published model
+HEAD_WIDTH = 64  # of every published SETR and Segmenter
+_OTHER_HEADS = {1280: "ViT-H has 16", 1408: "ViT-g has 16", 1664: "ViT-G has 16"}  # by width
 
 
 def resolve_spec(
@@ -152,9 +153,11 @@ def _heads(found: Found, fields: Fields, overrides: Mapping[str, Any], questions
     result: Fields = {}
     given = {**fields, **overrides}
     width = fields["width"]
-    heads = given.get("num_heads", width // HEAD_WIDTH if width % HEAD_WIDTH == 0 else None)
+    rule = width // HEAD_WIDTH if width % HEAD_WIDTH == 0 and width not in _OTHER_HEADS else None
+    heads = given.get("num_heads", rule)
     if heads is None:
-        questions.append(f"num_heads (a width of {width} fits {_some_divisors(width)})")
+        known = f"; {_OTHER_HEADS[width]}" if width in _OTHER_HEADS else ""
+        questions.append(f"num_heads (a width of {width} fits {_some_divisors(width)}{known})")
     result["num_heads"] = heads
     if fields["head"] != "mask" or "decoder_num_heads" in given:
         return result

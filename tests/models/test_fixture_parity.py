@@ -7,12 +7,15 @@ float64), at most 1e-4.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import setr_fast
+from setr_fast.checkpoints.read import read_checkpoint
 from setr_fast.errors import ShapeError
 from setr_fast.models.model import SegmentationModel
 from setr_fast.nn.conv import resize
@@ -71,6 +74,26 @@ def test_logits_match_the_peer(recorded: Recorded) -> None:
         if f"aux{index}_logits" in recorded.arrays:
             full = resize(logits, (image.shape[-2], image.shape[-1]), model.spec.align_corners)
             recorded.check(full, f"aux{index}_logits")
+
+
+@every
+def test_the_overrides_are_enough_without_a_config(recorded: Recorded, tmp_path: Path) -> None:
+    """The file by itself in a folder, and nothing but tensors in it."""
+    file = recorded.folder / recorded.config["weights"]
+    alone = tmp_path / file.name
+    if file.suffix == ".pth":
+        source = read_checkpoint(file)
+        torch.save({source.wrapper: source.tensors}, alone)
+    else:
+        shutil.copy(file, alone)
+    model, image = setr_fast.load(alone, **recorded.overrides), recorded.tensor("input")
+    with torch.no_grad():
+        recorded.check(model.logits(image), "logits_low")
+        recorded.check(model(image), "logits")
+        for index, logits in enumerate(model.all_logits(image)[1:]):
+            recorded.check(logits, f"aux{index}_logits_low")
+    loss = model.train().loss(image, recorded.tensor("labels"))
+    assert loss.item() == pytest.approx(float(recorded.arrays["train.loss_total"]), rel=1e-5)
 
 
 @every

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from setr_fast.checkpoints.families.family import Fields, Shapes, common, ratio
 from setr_fast.checkpoints.rules import SAME, TRANSPOSED, Rule, affine, same
+from setr_fast.errors import CheckpointError
 from setr_fast.models.spec import ModelSpec
 
 TIMM_PARTS = {
@@ -17,6 +18,7 @@ TIMM_PARTS = {
     "mlp.fc1": "mlp.fc1.",
     "mlp.fc2": "mlp.fc2.",
 }
+_OLD_SMALL = (768, 8, 3.0)  # vit_small_patch16_224 of timm before 0.4 and of PaddleSeg
 _LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
@@ -92,13 +94,19 @@ class EncoderKeys:
         width, in_chans, patch, _ = shapes.need(self.patch + "weight", 4)
         distilled = bool(self.dist) and self.dist in shapes
         rows = shapes.need(self.pos, 3)[1] - (2 if distilled else 1)
+        blocks = self.blocks.fields(shapes, width)
+        if (width, blocks["depth"], blocks["mlp_ratio"]) == _OLD_SMALL:
+            raise CheckpointError(
+                f"{shapes.where}: the encoder must scale its attention by its heads' width, got the old small ViT (768 "
+                "wide, 8 blocks, MLP ratio 3), which scales by 768; no published SETR or Segmenter uses it"
+            )
         return {
             "width": width,
             "in_chans": in_chans,
             "patch_size": patch,
             "patch_bias": self.patch + "bias" in shapes,
             "distilled": distilled,
-            **self.blocks.fields(shapes, width),
+            **blocks,
         }, rows
 
 

@@ -157,7 +157,9 @@ def _read_config(values: Mapping[str, Any], found: Found) -> Fields:
         depth = found.fields["depth"]
         blocks = [index % depth for index in used]
         taps = tuple(sorted(set(blocks)))
-        fields |= {"taps": taps, "aux_levels": tuple(taps.index(block) for block in blocks[:-1])}
+        fields["taps"] = taps
+        if len(aux) == len(found.fields["aux_levels"]):  # files may come without auxiliary heads
+            fields["aux_levels"] = tuple(taps.index(block) for block in blocks[:-1])
     if at(decode, "num_conv") == 2 and at(decode, "num_upsampe_layer") == 2:
         fields["head_scales"] = (4,)
     if aux and at(aux[0], "num_conv") == 2:
