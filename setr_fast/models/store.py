@@ -24,7 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 FORMAT = "setr_fast"
 VERSION = 1
 _MAX_CONFIG_BYTES = 1 << 20
-_READ_BYTES = 64 << 20
+_READ_BYTES = 16 << 20
 _NAMED = 5  # keys that one message names
 
 
