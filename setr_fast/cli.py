@@ -16,6 +16,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
+from setr_fast.checkpoints.options import ConvertConfig
 from setr_fast.config import Config, read_config, recipe_path
 from setr_fast.data.options import DataConfig
 from setr_fast.engine.options import InferenceConfig
@@ -271,6 +272,28 @@ def _plan(argv: list[str]) -> int:
     return EXIT_OK if fitting else EXIT_ENVIRONMENT
 
 
+# ---- convert -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConvertArguments:
+    """Read a checkpoint of any known code base and write it as another's, with a certificate of every key."""
+
+    source: tyro.conf.Positional[Path]
+    """Weights file, or a folder with one."""
+    result: tyro.conf.Positional[Path]
+    """Folder to write (native), or file (any other)."""
+    config: Annotated[ConvertConfig, tyro.conf.arg(name="")] = field(default_factory=ConvertConfig)
+
+
+def _convert(argv: list[str]) -> int:
+    a = _parse(ConvertArguments, argv, "convert")
+    from setr_fast.checkpoints.convert import convert_command
+
+    convert_command(a.source, a.result, a.config)
+    return EXIT_OK
+
+
 # ---- data, models, doctor ------------------------------------------------------------------------------------------
 
 
@@ -337,6 +360,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "predict": (_predict, "write class maps and overlays for pictures of any size"),
     "consolidate": (_consolidate, "one model folder from a sharded checkpoint"),
     "plan": (_plan, "memory by part and step time of a training, before it is run"),
+    "convert": (_convert, "SRC DST: a checkpoint of another code base into ours, or ours into theirs"),
     "data": (_data, "check DIR: find every fault of a data set; list: layouts that are read"),
     "models": (_models, "names that --model.name takes"),
     "recipes": (_recipes, "names that --recipe takes"),

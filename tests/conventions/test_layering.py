@@ -34,7 +34,7 @@ LIGHT = [
     "errors.py",
     "models/catalog.py",
     "models/spec.py",
-    *(f"{p}/options.py" for p in ("data", "models", "metrics", "engine", "train")),
+    *(f"{p}/options.py" for p in ("data", "models", "checkpoints", "metrics", "engine", "train")),
 ]
 
 

@@ -1,0 +1,153 @@
+"""Weights for a model with other classes, or around an encoder only: what fits is taken, the rest starts fresh.
+
+Nothing is replaced silently: other classes need ``reinit_head``, and every fresh tensor is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from setr_fast.checkpoints.accounting import Accounting
+from setr_fast.checkpoints.fit_encoder import fit_encoder
+from setr_fast.checkpoints.load import map_source
+from setr_fast.checkpoints.read import read_checkpoint, weights_file
+from setr_fast.errors import CheckpointError, ConfigError
+from setr_fast.models.model import AUX_HEADS, HEADS, SegmentationModel
+from setr_fast.models.spec import ModelSpec
+from setr_fast.models.store import load_model
+
+
+def class_axes(spec: ModelSpec) -> dict[str, int]:
+    """Return the tensors that have one entry per class, and the axis: found by building the head for one class more."""
+    few, more = (_head_shapes(spec.replace(num_classes=n, class_names=None, palette=None)) for n in (2, 3))
+    axes = {}
+    for name, shape in few.items():
+        differing = [axis for axis, (a, b) in enumerate(zip(shape, more[name], strict=True)) if a != b]
+        if differing:
+            axes[name] = differing[0]
+    return axes
+
+
+def reinit_classes(
+    spec: ModelSpec,
+    state: dict[str, Tensor],
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    match_names: bool = False,
+) -> tuple[ModelSpec, dict[str, Tensor], dict[str, Any]]:
+    """Return a model's spec and tensors for other classes, and what was done.
+
+    The tensors with an entry per class start fresh; with ``match_names`` the entries of classes that both have are
+    kept (names compared without regard to case and surrounding space).
+
+    Raises: ConfigError for names that are missing, repeated, or not as many as the classes.
+    """
+    if class_names is not None and len(class_names) != num_classes:
+        raise ConfigError(f"class_names must be {num_classes} names, got {len(class_names)}")
+    pairs: list[tuple[int, int]] = []
+    if match_names:
+        if class_names is None or spec.class_names is None:
+            whose = "new classes" if class_names is None else "classes of the file"
+            raise ConfigError(f"match_classes: the {whose} must have names, got none; give them or leave it out")
+        pairs = _matches(spec.class_names, class_names)
+    palette = spec.palette if class_names is not None and tuple(class_names) == spec.class_names else None
+    new = spec.replace(
+        num_classes=num_classes, class_names=None if class_names is None else tuple(class_names), palette=palette
+    )
+    axes = class_axes(spec)
+    fresh = fresh_heads(new)
+    result = dict(state)
+    for name, axis in axes.items():
+        tensor = fresh[name]
+        for theirs, ours in pairs:
+            tensor.select(axis, ours).copy_(state[name].select(axis, theirs))
+        result[name] = tensor
+    kept = {str(class_names[ours]): theirs for theirs, ours in pairs} if class_names is not None else {}
+    return (
+        new,
+        result,
+        {"from_classes": spec.num_classes, "to_classes": num_classes, "fresh": sorted(axes), "kept": kept},
+    )
+
+
+def start_from(model: SegmentationModel, path: Path, reinit_head: bool = False) -> dict[str, Any]:
+    """Fill a model for training from any known file, and return what was taken, dropped and left fresh.
+
+    A file of an encoder fills the encoder (its position table resized to the model's pictures). A file of a whole
+    model must fit in every tensor; with ``reinit_head`` the heads may differ, and start fresh where they do.
+
+    Raises: CheckpointError or ConfigError naming what does not fit.
+    """
+    where = weights_file(Path(path))
+    account = Accounting()
+    if where.is_dir():
+        saved = load_model(where)
+        old, state = saved.spec, dict(saved.state_dict())
+        account.used = {name: (name,) for name in state}
+    else:
+        new = model.spec
+        given: dict[str, Any] = {
+            "num_heads": new.num_heads,
+            "decoder_num_heads": new.decoder_num_heads,
+            "taps": new.taps,
+        }
+        mapped = map_source(read_checkpoint(where), **given)
+        old, state, account = mapped.spec, mapped.state, mapped.account
+    own = model.state_dict()
+    encoder = fit_encoder(state, old, model.spec, account, str(where))
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
+    taken = dict(encoder)
+    if old.head != "none":
+        wrong = [name for name in own if name not in encoder and not _fits(rest.get(name), own[name])]
+        wrong += [name for name in rest if name not in own]
+        if wrong and not reinit_head:
+            told = f"{old.num_classes} classes, head {old.head} (model: {model.spec.num_classes}, {model.spec.head})"
+            raise CheckpointError(
+                f"{path}: must fit the model, got {told}, {len(wrong)} tensors that do not, first {wrong[0]}; "
+                "set reinit_head to start the heads afresh where they differ"
+            )
+        taken |= {name: tensor for name, tensor in rest.items() if _fits(tensor, own.get(name))}
+        for name in rest:
+            if name not in taken:
+                account.drop_target(name, "the model has other heads or classes")
+    missing = [name for name in encoder if name not in own]
+    if missing or any(name not in taken for name in own if name.startswith("encoder.")):
+        raise CheckpointError(f"{path}: the encoder must fit the model, got other tensors, first {missing[:1]}")
+    model.load_state_dict(own | taken)
+    return {**account.to_dict(), "fresh": [name for name in own if name not in taken]}
+
+
+def _fits(tensor: Tensor | None, own: Tensor | None) -> bool:
+    return tensor is not None and own is not None and tensor.shape == own.shape
+
+
+def _matches(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
+    before, after = ([name.strip().casefold() for name in names] for names in (old, new))
+    for names in (before, after):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ConfigError(f"match_classes: class names must differ, got {repeated[0]!r} more than once")
+    pairs = [(before.index(name), index) for index, name in enumerate(after) if name in before]
+    if not pairs:
+        raise ConfigError(f"match_classes: a class must be in both lists, got none; the file has {', '.join(old[:5])}")
+    return pairs
+
+
+def _head_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in fresh_heads(spec).items()}
+
+
+def fresh_heads(spec: ModelSpec) -> dict[str, Tensor]:
+    """Return freshly drawn tensors of the main and the auxiliary heads."""
+    state = {f"head.{name}": tensor for name, tensor in HEADS[spec.head](spec).state_dict().items()}
+    distinct = min(len(spec.aux_levels), 1) if spec.shared_modules else len(spec.aux_levels)
+    for index in range(distinct):
+        head = AUX_HEADS[spec.head](spec).state_dict()
+        state |= {f"aux_heads.{index}.{name}": tensor for name, tensor in head.items()}
+    return state
