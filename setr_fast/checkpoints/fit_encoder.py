@@ -17,9 +17,8 @@ def fit_encoder(
 ) -> dict[str, Tensor]:
     """Return the encoder's tensors as a model of another spec takes them; every change is noted in the account.
 
-    The position table is resized as official SETR, Segmenter and timm do it (bilinear; a spec with
-    ``pos_resize="bicubic"`` asks for that); the distillation token and the final norm are dropped where the model has
-    none.
+    The position table is resized as the new spec's ``pos_resize`` says (bilinear where it says none); the distillation
+    token and the final norm are dropped where the model has none.
 
     Raises: ConfigError where the sizes differ, or the model wants a token or a norm that the encoder lacks.
     """

@@ -68,10 +68,11 @@ def map_source(source: Source, family: str | None = None, **overrides: Any) -> M
     tensors = known.prepare(source.tensors)
     source.tensors = {}
     found = known.find(Shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where))
-    config = find_config(source)
+    config = None
     if found.fields["head"] == "none":
         overrides = {name: value for name, value in overrides.items() if name in ("num_heads", "layer_norm_eps")}
-        config = None
+    else:
+        config = find_config(source)
     spec = resolve_spec(known, found, config, source.meta, overrides, where)
     with torch.device("meta"):
         wanted = SegmentationModel(spec).state_dict()
@@ -97,6 +98,11 @@ def identify(source: Source, family: str | None = None) -> Family:
     if fitting:
         told = ", ".join(known.name for known in fitting)
         raise CheckpointError(f"{source.path}: must be of one family, got keys of {told}; give family=")
+    if "encoder.patch_embed.weight" in shapes:
+        raise CheckpointError(
+            f"{source.path}: must lie in a model folder, got the weights of a setr_fast model without their config.json"
+            "; copy the whole folder"
+        )
     raise CheckpointError(
         f"{source.path}: must be a checkpoint of {', '.join(k.title for k in FAMILIES.values())}, got keys such as "
         f"{_some(shapes)}; see docs/checkpoints.md"
@@ -113,7 +119,10 @@ def assemble(spec: ModelSpec, state: dict[str, Tensor]) -> SegmentationModel:
 
 def _with_encoder(mapped: Mapped, overrides: dict[str, Any], where: str) -> SegmentationModel:
     """Return a model around an encoder: without a head, or with a fresh one where the caller names it."""
-    spec = encoder_spec(mapped.spec, overrides, where)
+    # The family's mode; mmsegmentation's is another one for Segmenter.
+    cubic = mapped.family.name == "mmseg" and overrides.get("head") in ("linear", "mask")
+    mode = "bicubic" if cubic else mapped.spec.pos_resize
+    spec = encoder_spec(mapped.spec, {"pos_resize": mode, **overrides}, where)
     state = fit_encoder(mapped.state, mapped.spec, spec, mapped.account, where)
     if spec.head == "none":
         return assemble(spec, state)

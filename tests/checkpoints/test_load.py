@@ -150,6 +150,25 @@ def test_a_file_of_no_family_is_told_by_its_keys(tmp_path: Path) -> None:
         setr_fast.load(tmp_path / "resnet.pth")
 
 
+def test_weights_of_ours_without_their_config_are_recognised(tmp_path: Path) -> None:
+    path, spec, _ = make("segmenter", "linear", tmp_path)
+    setr_fast.load(path, **overrides_of(spec)).save(tmp_path / "native")
+    (tmp_path / "native" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    with pytest.raises(CheckpointError, match=r"without their config\.json; copy the whole folder"):
+        setr_fast.load(tmp_path / "alone.safetensors")
+
+
+def test_files_without_auxiliary_heads_load(tmp_path: Path) -> None:
+    for family, head in (("setr", "pup"), ("mmseg", "mla"), ("paddleseg", "naive"), ("paddlevit", "mla")):
+        path, spec, tensors = make(family, head, tmp_path)
+        bare = {name: tensor for name, tensor in tensors.items() if "aux" not in name}
+        write_file(family, bare, tmp_path)
+        model = setr_fast.load(path, **overrides_of(spec))
+        assert model.spec.aux_levels == ()
+        assert len(model.all_logits(torch.zeros(1, 3, *spec.image_size))) == 1
+        path.unlink()
+
+
 def _rewrite(path: Path, tensors: dict[str, Tensor], **changes: Tensor | None) -> None:
     changed = {**tensors, **changes}
     torch.save({"state_dict": {name: value for name, value in changed.items() if value is not None}}, path)
