@@ -5,6 +5,7 @@ Nothing is replaced silently: other classes need ``reinit_head``, and every fres
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor
 
 from setr_fast.checkpoints.accounting import Accounting
+from setr_fast.checkpoints.families import Shapes
 from setr_fast.checkpoints.fit_encoder import fit_encoder
-from setr_fast.checkpoints.load import map_source
-from setr_fast.checkpoints.read import read_checkpoint, weights_file
+from setr_fast.checkpoints.load import identify, map_source
+from setr_fast.checkpoints.read import Source, read_checkpoint, weights_file
 from setr_fast.errors import CheckpointError, ConfigError
 from setr_fast.models.model import AUX_HEADS, HEADS, SegmentationModel
 from setr_fast.models.spec import ModelSpec
 from setr_fast.models.store import load_model
+
+_LOG = logging.getLogger(__name__)
 
 
 def class_axes(spec: ModelSpec) -> dict[str, int]:
@@ -84,22 +88,19 @@ def start_from(model: SegmentationModel, path: Path, reinit_head: bool = False) 
     Raises: CheckpointError or ConfigError naming what does not fit.
     """
     where = weights_file(Path(path))
-    account = Accounting()
     if where.is_dir():
         saved = load_model(where)
         old, state = saved.spec, dict(saved.state_dict())
-        account.used = {name: (name,) for name in state}
+        account = Accounting(used={name: (name,) for name in state})
     else:
-        new = model.spec
-        given: dict[str, Any] = {
-            "num_heads": new.num_heads,
-            "decoder_num_heads": new.decoder_num_heads,
-            "taps": new.taps,
-        }
-        mapped = map_source(read_checkpoint(where), **given)
+        source = read_checkpoint(where)
+        mapped = map_source(source, **_unsaid(source, model.spec))
         old, state, account = mapped.spec, mapped.state, mapped.account
     own = model.state_dict()
-    encoder = fit_encoder(state, old, model.spec, account, str(where))
+    try:
+        encoder = fit_encoder(state, old, model.spec, account, str(where))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: does not fit this model: {error}") from None
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
     taken = dict(encoder)
     if old.head != "none":
@@ -108,18 +109,48 @@ def start_from(model: SegmentationModel, path: Path, reinit_head: bool = False) 
         if wrong and not reinit_head:
             told = f"{old.num_classes} classes, head {old.head} (model: {model.spec.num_classes}, {model.spec.head})"
             raise CheckpointError(
-                f"{path}: must fit the model, got {told}, {len(wrong)} tensors that do not, first {wrong[0]}; "
+                f"{path}: does not fit this model in {len(wrong)} tensors, first {wrong[0]}: it has {told}; "
                 "set reinit_head to start the heads afresh where they differ"
             )
         taken |= {name: tensor for name, tensor in rest.items() if _fits(tensor, own.get(name))}
         for name in rest:
             if name not in taken:
                 account.drop_target(name, "the model has other heads or classes")
-    missing = [name for name in encoder if name not in own]
-    if missing or any(name not in taken for name in own if name.startswith("encoder.")):
-        raise CheckpointError(f"{path}: the encoder must fit the model, got other tensors, first {missing[:1]}")
     model.load_state_dict(own | taken)
-    return {**account.to_dict(), "fresh": [name for name in own if name not in taken]}
+    fresh = [name for name in own if name not in taken]
+    _tell(path, account, fresh)
+    return {**account.to_dict(), "fresh": fresh}
+
+
+def _tell(path: Path, account: Accounting, fresh: list[str]) -> None:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in account.dropped.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        _LOG.info("%s: %d keys dropped, %s%s: %s", path, len(names), names[0], ", ..." * (len(names) > 1), reason)
+    for name, what in account.changed.items():
+        _LOG.info("%s: %s %s", path, name, what)
+    if fresh:
+        _LOG.info("%s: %d tensors start fresh, %s%s", path, len(fresh), fresh[0], ", ..." * (len(fresh) > 1))
+
+
+def _unsaid(source: Source, new: ModelSpec) -> dict[str, Any]:
+    """What the weights of a file do not say, as far as the model that they are for says it.
+
+    Settings of a head that is not taken over decide nothing, but reading asks for them.
+    """
+    shapes = Shapes({name: tuple(tensor.shape) for name, tensor in source.tensors.items()}, str(source.path))
+    found = identify(source).find(shapes)
+    head, depth = found.fields["head"], found.fields["depth"]
+    given: dict[str, Any] = {"num_heads": new.num_heads}
+    if head in ("naive", "pup", "mla"):
+        fits = head == new.head and new.taps[-1] < depth
+        given["taps"] = new.taps if fits else tuple(range(depth))[-max(found.levels, 1) :]
+    if head == "mask":
+        given["decoder_num_heads"] = new.decoder_num_heads if head == new.head else 1
+    if found.rows == new.pos_grid[0] * new.pos_grid[1]:
+        given["image_size"] = (new.pos_grid[0] * new.patch_size, new.pos_grid[1] * new.patch_size)
+    return given
 
 
 def _fits(tensor: Tensor | None, own: Tensor | None) -> bool:

@@ -34,9 +34,11 @@ class ModelConfig:
     loss_averaging: str | None = None
     """all: ignored pixels count in the mean (SETR); valid: they do not (Segmenter)."""
     start: Path | None = None
-    """Folder of a saved model whose weights training starts from."""
+    """Saved model or checkpoint of any known code base (an encoder will do) whose weights training starts from."""
+    reinit_head: bool = False
+    """With start: heads that do not fit, as with other classes, start fresh."""
 
     def overrides(self) -> dict[str, Any]:
         """Return what the user set, as arguments of ``create_model``."""
         given = {k: v for k, v in asdict(self).items() if v is not None}
-        return {k: v for k, v in given.items() if k not in ("name", "start")}
+        return {k: v for k, v in given.items() if k not in ("name", "start", "reinit_head")}

@@ -26,7 +26,6 @@ from torch.distributed.tensor import DTensor
 
 from setr_fast.errors import CheckpointError
 from setr_fast.models.spec import ModelSpec
-from setr_fast.models.store import load_model
 from setr_fast.train.average import Average
 
 NAME = re.compile(r"step_(\d{8})")
@@ -153,18 +152,6 @@ def fault_of(saved: Path) -> str | None:
         if file.stat().st_size != size:
             return f"{saved}: {name} is damaged, it must have {size} bytes, got {file.stat().st_size}"
     return None
-
-
-def start_weights(model: nn.Module, path: Path) -> None:
-    """Copy the weights of a saved model of the same shape into ``model``."""
-    saved = load_model(path).state_dict()
-    own = model.state_dict()
-    wrong = [n for n in own if n not in saved or saved[n].shape != own[n].shape] + [n for n in saved if n not in own]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: does not fit this model in {len(wrong)} tensors, first {wrong[0]}; give the model's own options"
-        )
-    model.load_state_dict(saved)
 
 
 def _metadata(saved: Path) -> dict[str, TensorStorageMetadata]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from setr_fast.checkpoints.transfer import start_from
 from setr_fast.config import Config, to_dict
 from setr_fast.data.check import verify
 from setr_fast.data.classes import ClassTable
@@ -17,7 +18,6 @@ from setr_fast.data.transforms import TrainTransform
 from setr_fast.errors import ConfigError
 from setr_fast.models.model import SegmentationModel, create_model
 from setr_fast.ops import _native
-from setr_fast.train import checkpoint
 from setr_fast.train.loop import Training
 from setr_fast.train.parallel import fill, spread
 from setr_fast.train.ranks import Ranks, by_first
@@ -82,7 +82,7 @@ def _models(config: Config, source: Source, ranks: Ranks) -> tuple[SegmentationM
 def _started(config: Config, source: Source) -> SegmentationModel:
     model = _build(config, source)
     if config.model.start is not None and not config.resume:
-        checkpoint.start_weights(model, config.model.start)
+        start_from(model, config.model.start, config.model.reinit_head)
     return model
 
 
