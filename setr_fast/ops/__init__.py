@@ -23,5 +23,8 @@ __all__ = [
     "upsample_accumulate_argmax",
     "upsample_argmax",
 ]
+from setr_fast.ops.upsample_conv import upsample_conv
+
+__all__ = ["OPS", "attention", "augment_image", "augment_label", "backend", "confusion_matrix", "upsample_conv"]
 
 check_forced("SETR_FAST_BACKEND")
