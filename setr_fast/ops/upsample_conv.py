@@ -20,6 +20,7 @@ from setr_fast.ops import _upsample_conv_library as library
 from setr_fast.ops._op import Case, Cost, Draw, declare_op, native, python
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPILED = (torch.float32, torch.bfloat16)
 
 
 def upsample_conv(
@@ -180,6 +181,7 @@ _op = declare_op(
     cost=_cost,
     backends=(
         native("cuda"),
+        native("cpu", dtypes=COMPILED),
         python("setr_fast.ops._upsample_conv_library:forward", name="library", accepts=_library_refuses),
     ),
     prefer=_prefer,
@@ -192,6 +194,7 @@ _backward_op = declare_op(
     cost=_backward_cost,
     backends=(
         native("cuda"),
+        native("cpu", dtypes=COMPILED),
         python("setr_fast.ops._upsample_conv_library:backward", name="library", accepts=_library_refuses),
     ),
     rounds=True,
