@@ -1,13 +1,20 @@
-"""The convolution block of the SETR heads."""
+"""The convolution block of the SETR heads: bilinear upsampling, convolution, batch norm, ReLU."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from setr_fast import ops
+
 
 class ConvStage(nn.Module):
-    """Convolution, batch norm, ReLU, bilinear upsampling by a whole factor."""
+    """Convolution, batch norm, ReLU, on a map that is brought to a size first.
+
+    A head's stages are convolution, batch norm, ReLU, upsampling; the upsampling of one stage runs in the op of the
+    next convolution, which never builds the enlarged map.
+    """
 
     def __init__(
         self,
@@ -17,25 +24,48 @@ class ConvStage(nn.Module):
         *,
         bias: bool,
         eps: float,
-        scale: int = 1,
-        align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
         self.bn = nn.BatchNorm2d(outputs, eps=eps)
-        self.scale = scale
-        self.align_corners = align_corners
 
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        return upsample(F.relu(self.bn(self.conv(x_BChw))), self.scale, self.align_corners)
+    def forward(self, x_BChw: Tensor, size: tuple[int, int] | None = None, align_corners: bool = False) -> Tensor:
+        """Return relu(bn(conv(interpolate(x, size)))); no size: x's own.
+
+        With running statistics the batch norm is part of the convolution's weight and bias, worked out anew in every
+        call: what is loaded, moved, trained or sharded in between counts at once.
+        """
+        size = size or map_size(x_BChw)
+        if self.bn.training or self.bn.running_mean is None:
+            y_BCHW = conv(x_BChw, self.conv, size, align_corners)
+            return F.relu(self.bn(y_BCHW), inplace=True)
+        weight, bias = folded(self.conv, self.bn)
+        return ops.upsample_conv(x_BChw, weight, bias, size=size, align_corners=align_corners, relu=True)
 
 
-def upsample(x_BChw: Tensor, scale: int, align_corners: bool) -> Tensor:
-    """Enlarge by a whole factor, bilinear."""
-    if scale == 1:
-        return x_BChw
-    height, width = x_BChw.shape[-2:]
-    return resize(x_BChw, (height * scale, width * scale), align_corners)
+def folded(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of one convolution that equals ``layer`` followed by ``norm`` with running statistics.
+
+    Worked out in float32 at least, returned in the layer's dtype; gradients flow to the parameters of both.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    dtype = layer.weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    scale = (norm.running_var.to(wide) + norm.eps).rsqrt() * norm.weight.to(wide)
+    mean = norm.running_mean.to(wide) if layer.bias is None else norm.running_mean.to(wide) - layer.bias.to(wide)
+    weight = layer.weight.to(wide) * scale[:, None, None, None]
+    return weight.to(dtype), (norm.bias.to(wide) - mean * scale).to(dtype)
+
+
+def conv(x_BChw: Tensor, layer: nn.Conv2d, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Bring to a size and convolve, a 1x1 kernel before the resize."""
+    return ops.upsample_conv(x_BChw, layer.weight, layer.bias, size=size, align_corners=align_corners)
+
+
+def map_size(x_BChw: Tensor, scale: int = 1) -> tuple[int, int]:
+    """Return ``scale`` times height and width."""
+    return x_BChw.shape[-2] * scale, x_BChw.shape[-1] * scale
 
 
 def resize(x_BChw: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from setr_fast.models.spec import ModelSpec
-from setr_fast.nn.conv import ConvStage, upsample
+from setr_fast.nn.conv import ConvStage, conv, map_size
 from setr_fast.nn.embed import tokens_to_map
 from setr_fast.shapes import Grid
 
@@ -45,7 +45,7 @@ class MlaNeck(nn.Module):
 
 
 class MlaHead(nn.Module):
-    """Two convolutions and an upsampling per level, then one classifier over all of them."""
+    """Two convolutions per level, then upsampling and one classifier over all of them, in one op."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -65,11 +65,9 @@ class MlaHead(nn.Module):
 
     def forward(self, levels: tuple[Tensor, ...], grid: Grid) -> Tensor:
         """Shapes: maps of the neck [B, C, h, w] each -> logits [B, K, 4 * h, 4 * w]."""
-        maps = [
-            upsample(self.branches[index % len(self.branches)](x), self.scale, self.align_corners)
-            for index, x in enumerate(levels)
-        ]
-        return self.classifier(torch.cat(maps[::-1] if self.deep_first else maps, dim=1))
+        maps = [self.branches[index % len(self.branches)](x) for index, x in enumerate(levels)]
+        maps_BChw = torch.cat(maps[::-1] if self.deep_first else maps, dim=1)
+        return conv(maps_BChw, self.classifier, map_size(maps_BChw, self.scale), self.align_corners)
 
 
 class MlaAuxHead(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from setr_fast.models.spec import ModelSpec
-from setr_fast.nn.conv import ConvStage
+from setr_fast.nn.conv import ConvStage, conv, map_size
 from setr_fast.nn.embed import tokens_to_map
 from setr_fast.shapes import Grid
 
@@ -15,6 +15,8 @@ class UpsamplingHead(nn.Module):
 
     def __init__(self, spec: ModelSpec, channels: int, kernel: int, scales: tuple[int, ...]) -> None:
         super().__init__()
+        self.scales = scales
+        self.align_corners = spec.head_align_corners
         self.norm = nn.LayerNorm(spec.width, eps=spec.head_norm_eps)
         self.stages = nn.ModuleList(
             ConvStage(
@@ -23,16 +25,16 @@ class UpsamplingHead(nn.Module):
                 kernel,
                 bias=spec.conv_bias,
                 eps=spec.batch_norm_eps,
-                scale=scale,
-                align_corners=spec.head_align_corners,
             )
-            for index, scale in enumerate(scales)
+            for index in range(len(scales))
         )
         self.classifier = nn.Conv2d(channels, spec.num_classes, 1)
 
     def forward(self, taps: tuple[Tensor, ...], grid: Grid) -> Tensor:
         """Shapes: taps [B, N, D] each -> logits [B, K, s * h, s * w], s the product of the stages' scales."""
         x_BChw = tokens_to_map(self.norm(taps[-1]), grid)
-        for stage in self.stages:
-            x_BChw = stage(x_BChw)
-        return self.classifier(x_BChw)
+        size = map_size(x_BChw)
+        for stage, scale in zip(self.stages, self.scales, strict=True):
+            x_BChw = stage(x_BChw, size, self.align_corners)
+            size = map_size(x_BChw, scale)  # the next convolution enlarges
+        return conv(x_BChw, self.classifier, size, self.align_corners)
