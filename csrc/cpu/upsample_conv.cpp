@@ -7,6 +7,7 @@
 // by the products (FMA units): 9 * C * O per small pixel. Figures: docs/design/0005-upsample-conv.md.
 #include "upsample_conv.h"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -18,6 +19,7 @@ namespace upsample_conv {
 constexpr int64_t kBlock = 128;     // input channels at a time: their weights (24 kB) and pixels stay in 48 kB
 constexpr int64_t kLeastRows = 16;  // of the small map in a strip: two or three of them are computed twice
 constexpr int64_t kMostStrips = 16;
+constexpr int64_t kStripPixels = 4096;  // of the output, classified together: 4 MB at 256 channels
 
 template <class T>
 struct Job {
@@ -25,12 +27,22 @@ struct Job {
   const T* x;            // [B, h, w, C]
   const float* packed;   // [slice][tap row][C][taps in a row][16]
   const float* bias;     // [slices * 16]
-  T* y;                  // [B, H, W, O]
   const Reach* rows;     // [H * kernel]
   const Reach* columns;  // [W * kernel]
   int64_t ring;          // rows of the small map that some output row needs together
-  int64_t strips;
   bool relu;
+
+  int64_t ring_floats() const { return ring * sizes.kernel * sizes.W * kLanes; }
+};
+
+// Output rows [begin, end) of one slice of one picture. `lines` is its ring; rows of the small map in front of `ready`
+// are in it, or needed no more.
+template <class T>
+struct Part {
+  int64_t picture, slice, begin, end;
+  float* lines;
+  int64_t ready;
+  T* y;  // row `begin` of the picture, all O channels a pixel
 };
 
 // z[pixel][tap][16] (+)= x[pixel][0..channels) * weights[channel][tap][16] for `Pixels` pixels. On the way it asks for
@@ -147,49 +159,42 @@ inline __attribute__((always_inline)) void down(const Job<T>& job, const float* 
   }
 }
 
-// Tasks [begin, end) of pictures x strips x slices.
 template <int Pixels, int Taps, class T>
-inline __attribute__((always_inline)) void sweep(const Job<T>& job, int64_t begin, int64_t end) {
+inline __attribute__((always_inline)) void sweep(const Job<T>& job, Part<T>& part) {
   const Sizes& s = job.sizes;
   const auto z = scratch(s.w * Taps * kLanes);
-  const auto ring = scratch(job.ring * Taps * s.W * kLanes);
   const auto wide = scratch(sizeof(T) == sizeof(float) ? 0 : s.w * s.channels);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t slice = task % s.slices(), strip = task / s.slices() % job.strips;
-    const int64_t picture = task / s.slices() / job.strips;
-    const float* weights = job.packed + slice * Taps * s.channels * Taps * kLanes;
-    const int64_t last = s.H * (strip + 1) / job.strips;
-    int64_t ready = 0;  // rows of the small map in front of this one are in the ring, or needed no more
-    for (int64_t Y = s.H * strip / job.strips; Y < last; ++Y) {
-      const Reach* reach = job.rows + Y * Taps;
-      ready = std::max(ready, reach[0].low);
-      for (; ready <= reach[Taps - 1].high; ++ready) {
-        const T* narrow_row = job.x + (picture * s.h + ready) * s.w * s.channels;
-        const float* row = wide_row(narrow_row, s.w * s.channels, wide.get());
-        for (int t = 0; t < Taps; ++t) {
-          const T* ahead = t == Taps - 1 && ready + 1 < s.h ? narrow_row + s.w * s.channels : nullptr;
-          products<Pixels, Taps>(row, s.w, s.channels, weights + t * s.channels * Taps * kLanes, ahead, z.get());
-          across<Taps>(z.get(), job.columns, s.W, ring.get() + (ready % job.ring * Taps + t) * s.W * kLanes);
-        }
+  const float* weights = job.packed + part.slice * Taps * s.channels * Taps * kLanes;
+  for (int64_t Y = part.begin; Y < part.end; ++Y) {
+    const Reach* reach = job.rows + Y * Taps;
+    int64_t& ready = part.ready;
+    ready = std::max(ready, reach[0].low);
+    for (; ready <= reach[Taps - 1].high; ++ready) {
+      const T* narrow_row = job.x + (part.picture * s.h + ready) * s.w * s.channels;
+      const float* row = wide_row(narrow_row, s.w * s.channels, wide.get());
+      for (int t = 0; t < Taps; ++t) {
+        const T* ahead = t == Taps - 1 && ready + 1 < s.h ? narrow_row + s.w * s.channels : nullptr;
+        products<Pixels, Taps>(row, s.w, s.channels, weights + t * s.channels * Taps * kLanes, ahead, z.get());
+        across<Taps>(z.get(), job.columns, s.W, part.lines + (ready % job.ring * Taps + t) * s.W * kLanes);
       }
-      down<Taps>(job, ring.get(), Y, slice, job.y + (picture * s.H + Y) * s.W * s.outputs + slice * kLanes);
     }
+    down<Taps>(job, part.lines, Y, part.slice, part.y + (Y - part.begin) * s.W * s.outputs + part.slice * kLanes);
   }
 }
 
 // Pixels of a register tile: 8 x 3 vectors of 512 bits, 2 x 3 pairs of 256 bits, 1 x 3 quadruples of 128 bits.
 template <int Taps, class T>
-void sweep_baseline(const Job<T>& job, int64_t begin, int64_t end) {
-  sweep<1, Taps>(job, begin, end);
+void sweep_baseline(const Job<T>& job, Part<T>& part) {
+  sweep<1, Taps>(job, part);
 }
 #if SETR_FAST_TARGETS
 template <int Taps, class T>
-SETR_FAST_AVX512 void sweep_avx512(const Job<T>& job, int64_t begin, int64_t end) {
-  sweep<8, Taps>(job, begin, end);
+SETR_FAST_AVX512 void sweep_avx512(const Job<T>& job, Part<T>& part) {
+  sweep<8, Taps>(job, part);
 }
 template <int Taps, class T>
-SETR_FAST_AVX2 void sweep_avx2(const Job<T>& job, int64_t begin, int64_t end) {
-  sweep<2, Taps>(job, begin, end);
+SETR_FAST_AVX2 void sweep_avx2(const Job<T>& job, Part<T>& part) {
+  sweep<2, Taps>(job, part);
 }
 #endif
 
@@ -240,36 +245,87 @@ int64_t strips_for(const Sizes& s) {
   return best;
 }
 
+// What a call holds besides its tensors.
+template <class T>
+struct Call {
+  std::unique_ptr<float[], void (*)(void*)> packed, shifts;
+  std::vector<Reach> rows, columns;
+  Job<T> job;
+
+  Call(const Sizes& s, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool relu)
+      : packed(scratch(s.slices() * kLanes * s.channels * s.taps())),
+        shifts(scratch(s.slices() * kLanes)),
+        rows(reaches(s.h, s.H, s.kernel, s.align_corners)),
+        columns(reaches(s.w, s.W, s.kernel, s.align_corners)) {
+    pack(static_cast<const T*>(weight.const_data_ptr()), s, packed.get());
+    std::fill(shifts.get(), shifts.get() + s.slices() * kLanes, 0.0f);
+    if (bias) {
+      const T* from = static_cast<const T*>(bias->const_data_ptr());
+      for (int64_t o = 0; o < s.outputs; ++o) shifts[o] = widen(from[o]);
+    }
+    int64_t ring = 1;
+    for (int64_t Y = 0; Y < s.H; ++Y) {
+      ring = std::max(ring, rows[(Y + 1) * s.kernel - 1].high - rows[Y * s.kernel].low + 1);
+    }
+    job = {
+        s,   static_cast<const T*>(x.const_data_ptr()), packed.get(), shifts.get(), rows.data(), columns.data(), ring,
+        relu};
+  }
+};
+
 template <class T>
 void run(const Sizes& s, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool relu,
-         Tensor& y) {
-  const auto packed = scratch(s.slices() * kLanes * s.channels * s.taps());
-  pack(static_cast<const T*>(weight.const_data_ptr()), s, packed.get());
-  const auto shifts = scratch(s.slices() * kLanes);
-  std::fill(shifts.get(), shifts.get() + s.slices() * kLanes, 0.0f);
-  if (bias) {
-    const T* from = static_cast<const T*>(bias->const_data_ptr());
-    for (int64_t o = 0; o < s.outputs; ++o) shifts[o] = widen(from[o]);
+         Tensor& out) {
+  const Call<T> call(s, x, weight, bias, relu);
+  const auto sweep_part = s.kernel == 3 ? best_sweep<3, T>() : best_sweep<1, T>();
+  const int64_t strips = strips_for(s);
+  T* y = static_cast<T*>(out.mutable_data_ptr());
+  torch::stable::parallel_for(0, s.batch * strips * s.slices(), 1, [&](int64_t begin, int64_t end) {
+    const auto lines = scratch(call.job.ring_floats());
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t strip = task / s.slices() % strips, picture = task / s.slices() / strips;
+      const int64_t first = s.H * strip / strips, last = s.H * (strip + 1) / strips;
+      T* rows = y + (picture * s.H + first) * s.W * s.outputs;
+      Part<T> part{picture, task % s.slices(), first, last, lines.get(), 0, rows};
+      sweep_part(call.job, part);
+    }
+  });
+}
+
+// The same with ReLU, and a 1x1 convolution behind it: a few output rows at a time, so that they never leave the cache.
+template <class T>
+void run_classify(const Sizes& s, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                  const Tensor& classes, const std::optional<Tensor>& class_bias, Tensor& out) {
+  const Call<T> call(s, x, weight, bias, true);
+  const auto sweep_part = s.kernel == 3 ? best_sweep<3, T>() : best_sweep<1, T>();
+  const int64_t height = std::clamp<int64_t>(kStripPixels / s.W, 1, s.H);
+  const auto lines = scratch(call.job.ring_floats() * s.slices());
+  Tensor strip = torch::stable::empty({height * s.W, s.outputs}, x.scalar_type());
+  T* y = static_cast<T*>(strip.mutable_data_ptr());
+  Tensor logits = pixel_rows(out);
+  const Tensor matrix = torch::stable::transpose(torch::stable::view(classes, {classes.size(0), s.outputs}), 0, 1);
+  std::vector<int64_t> ready(s.slices());
+  for (int64_t picture = 0; picture < s.batch; ++picture) {
+    std::fill(ready.begin(), ready.end(), 0);
+    for (int64_t first = 0; first < s.H; first += height) {
+      const int64_t last = std::min(s.H, first + height);
+      torch::stable::parallel_for(0, s.slices(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t slice = begin; slice < end; ++slice) {
+          Part<T> part{picture, slice, first, last, lines.get() + slice * call.job.ring_floats(), ready[slice], y};
+          sweep_part(call.job, part);
+          ready[slice] = part.ready;
+        }
+      });
+      const int64_t pixels = (last - first) * s.W;
+      Tensor to = torch::stable::narrow(logits, 0, (picture * s.H + first) * s.W, pixels);
+      const Tensor from = torch::stable::narrow(strip, 0, 0, pixels);
+      if (class_bias) {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(to.get(), class_bias->get(), from.get(), matrix.get(), 1, 1));
+      } else {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(to.get(), from.get(), matrix.get()));
+      }
+    }
   }
-  const auto rows = reaches(s.h, s.H, s.kernel, s.align_corners);
-  const auto columns = reaches(s.w, s.W, s.kernel, s.align_corners);
-  int64_t ring = 1;
-  for (int64_t Y = 0; Y < s.H; ++Y) {
-    ring = std::max(ring, rows[(Y + 1) * s.kernel - 1].high - rows[Y * s.kernel].low + 1);
-  }
-  const Job<T> job{s,
-                   static_cast<const T*>(x.const_data_ptr()),
-                   packed.get(),
-                   shifts.get(),
-                   static_cast<T*>(y.mutable_data_ptr()),
-                   rows.data(),
-                   columns.data(),
-                   ring,
-                   strips_for(s),
-                   relu};
-  const auto sweep_tasks = s.kernel == 3 ? best_sweep<3, T>() : best_sweep<1, T>();
-  torch::stable::parallel_for(0, s.batch * job.strips * s.slices(), 1,
-                              [&](int64_t begin, int64_t end) { sweep_tasks(job, begin, end); });
 }
 
 Sizes checked_sizes(const char* where, const Tensor& x, const Tensor& weight, int64_t H, int64_t W,
@@ -309,7 +365,35 @@ Tensor upsample_conv_forward(const Tensor x, const Tensor weight, const std::opt
   return y;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(setr_fast_native, CPU, m) { m.impl("upsample_conv", TORCH_BOX(&upsample_conv_forward)); }
+Tensor upsample_conv_classify(const Tensor x, const Tensor weight, const std::optional<Tensor> bias,
+                              const Tensor classes, const std::optional<Tensor> class_bias, int64_t height,
+                              int64_t width, bool align_corners) {
+  namespace uc = upsample_conv;
+  const char* where = "upsample_conv_classify";
+  const auto s = uc::checked_sizes(where, x, weight, height, width, align_corners);
+  check(!bias || (bias->numel() == s.outputs && bias->scalar_type() == x.scalar_type()), where, ": bias must be [",
+        s.outputs, "] of the dtype of x");
+  check(
+      classes.dim() == 4 && classes.numel() == classes.size(0) * s.outputs && classes.scalar_type() == x.scalar_type(),
+      where, ": classes must be [K, ", s.outputs, ", 1, 1] of the dtype of x");
+  check(!class_bias || (class_bias->numel() == classes.size(0) && class_bias->scalar_type() == x.scalar_type()), where,
+        ": class_bias must be [", classes.size(0), "] of the dtype of x");
+  Tensor logits = torch::stable::empty({s.batch, classes.size(0), height, width}, x.scalar_type(), std::nullopt,
+                                       std::nullopt, std::nullopt, uc::MemoryFormat::ChannelsLast);
+  if (logits.numel() == 0) return logits;
+  const Tensor laid = torch::stable::contiguous(x, uc::MemoryFormat::ChannelsLast);
+  const Tensor packed = torch::stable::contiguous(weight), matrix = torch::stable::contiguous(classes);
+  std::optional<Tensor> shifts;
+  if (bias) shifts = torch::stable::contiguous(*bias);
+  uc::with_storage(x, where,
+                   [&](auto t) { uc::run_classify<decltype(t)>(s, laid, packed, shifts, matrix, class_bias, logits); });
+  return logits;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(setr_fast_native, CPU, m) {
+  m.impl("upsample_conv", TORCH_BOX(&upsample_conv_forward));
+  m.impl("upsample_conv_classify", TORCH_BOX(&upsample_conv_classify));
+}
 
 }  // namespace
 }  // namespace setr_fast

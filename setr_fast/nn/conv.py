@@ -43,6 +43,24 @@ class ConvStage(nn.Module):
         return ops.upsample_conv(x_BChw, weight, bias, size=size, align_corners=align_corners, relu=True)
 
 
+def classified(
+    x_BChw: Tensor, stage: ConvStage, classifier: nn.Conv2d, size: tuple[int, int], align_corners: bool
+) -> Tensor:
+    """Return the 1x1 classifier of a stage's result; without a gradient to keep that result for, it is never stored."""
+    keeps = torch.is_grad_enabled() or stage.bn.training or stage.conv.kernel_size == (1, 1)
+    if keeps or size[0] * size[1] <= x_BChw.shape[-2] * x_BChw.shape[-1]:
+        x_BChw = stage(x_BChw, size, align_corners)
+        return conv(x_BChw, classifier, size)
+    return ops.upsample_conv_classify(
+        x_BChw,
+        *folded(stage.conv, stage.bn),
+        classifier.weight,
+        classifier.bias,
+        size=size,
+        align_corners=align_corners,
+    )
+
+
 def folded(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return weight and bias of one convolution that equals ``layer`` followed by ``norm`` with running statistics.
 

@@ -24,7 +24,17 @@ __all__ = [
     "upsample_argmax",
 ]
 from setr_fast.ops.upsample_conv import upsample_conv
+from setr_fast.ops.upsample_conv_classify import upsample_conv_classify
 
-__all__ = ["OPS", "attention", "augment_image", "augment_label", "backend", "confusion_matrix", "upsample_conv"]
+__all__ = [
+    "OPS",
+    "attention",
+    "augment_image",
+    "augment_label",
+    "backend",
+    "confusion_matrix",
+    "upsample_conv",
+    "upsample_conv_classify",
+]
 
 check_forced("SETR_FAST_BACKEND")

@@ -39,17 +39,23 @@ def upsample_conv(
     The gradient is a gather without atomics: two runs give the same bits where the library's products do.
     Raises: ShapeError for other shapes or dtypes.
     """
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
-        half = torch.get_autocast_dtype(kind)
-        x, weight, bias = x.to(half), weight.to(half), None if bias is None else bias.to(half)
-    _check(x, weight, bias, size)
+    x, weight, bias = in_autocast(x, weight, bias)
+    check("upsample_conv", x, weight, bias, size)
     out: Tensor = torch.ops.setr_fast.upsample_conv.default(x, weight, bias, size[0], size[1], align_corners, relu)
     return out
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, size: tuple[int, int]) -> None:
-    where = "upsample_conv"
+def in_autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """Return the tensors in autocast's dtype where autocast is on; float64 stays what it is."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype is torch.float64:
+        return x, *others
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), *(None if other is None else other.to(dtype) for other in others)
+
+
+def check(where: str, x: Tensor, weight: Tensor, bias: Tensor | None, size: tuple[int, int]) -> None:
+    """Raise ShapeError unless these can be upsampled and convolved."""
     if x.dtype not in DTYPES:
         raise ShapeError(f"{where}: x must be {', '.join(str(d)[6:] for d in DTYPES)}, got {str(x.dtype)[6:]}")
     if x.ndim != 4 or x.shape[2] < 1 or x.shape[3] < 1:

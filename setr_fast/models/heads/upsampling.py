@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from setr_fast.models.spec import ModelSpec
-from setr_fast.nn.conv import ConvStage, conv, map_size
+from setr_fast.nn.conv import ConvStage, classified, map_size, resize
 from setr_fast.nn.embed import tokens_to_map
 from setr_fast.shapes import Grid
 
@@ -34,7 +34,10 @@ class UpsamplingHead(nn.Module):
         """Shapes: taps [B, N, D] each -> logits [B, K, s * h, s * w], s the product of the stages' scales."""
         x_BChw = tokens_to_map(self.norm(taps[-1]), grid)
         size = map_size(x_BChw)
-        for stage, scale in zip(self.stages, self.scales, strict=True):
+        *stages, last = self.stages
+        assert isinstance(last, ConvStage)
+        for stage, scale in zip(stages, self.scales, strict=False):
             x_BChw = stage(x_BChw, size, self.align_corners)
             size = map_size(x_BChw, scale)  # the next convolution enlarges
-        return conv(x_BChw, self.classifier, size, self.align_corners)
+        logits_BKhw = classified(x_BChw, last, self.classifier, size, self.align_corners)
+        return resize(logits_BKhw, map_size(logits_BKhw, self.scales[-1]), self.align_corners)
