@@ -19,7 +19,7 @@ namespace upsample_conv {
 constexpr int64_t kBlock = 128;     // input channels at a time: their weights (24 kB) and pixels stay in 48 kB
 constexpr int64_t kLeastRows = 16;  // of the small map in a strip: two or three of them are computed twice
 constexpr int64_t kMostStrips = 16;
-constexpr int64_t kStripPixels = 4096;  // of the output, classified together: 4 MB at 256 channels
+constexpr int64_t kStripPixels = 2048;  // of the output, classified together: 2 MB at 256 channels
 
 template <class T>
 struct Job {

@@ -33,10 +33,12 @@ class ConvStage(nn.Module):
         """Return relu(bn(conv(interpolate(x, size)))); no size: x's own.
 
         With running statistics the batch norm is part of the convolution's weight and bias, worked out anew in every
-        call: what is loaded, moved, trained or sharded in between counts at once.
+        call: what is loaded, moved, trained or sharded in between counts at once. Where the map is smaller than the
+        weight, the batch norm is cheaper on the map.
         """
         size = size or map_size(x_BChw)
-        if self.bn.training or self.bn.running_mean is None:
+        values = x_BChw.shape[0] * self.bn.num_features * size[0] * size[1]
+        if self.bn.training or values <= self.conv.weight.numel():
             y_BCHW = conv(x_BChw, self.conv, size, align_corners)
             return F.relu(self.bn(y_BCHW), inplace=True)
         weight, bias = folded(self.conv, self.bn)
@@ -66,7 +68,7 @@ def folded(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
     Worked out in float32 at least, returned in the layer's dtype; gradients flow to the parameters of both.
     """
-    assert norm.running_mean is not None
+    assert norm.running_mean is not None, "batch norms of this package keep statistics"
     assert norm.running_var is not None
     dtype = layer.weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
