@@ -55,7 +55,8 @@ Mosaic mosaic_of(const Tables& tables, HeaderOnlyArrayRef<int64_t> facts, int64_
                     column_taps, rows + sources,   row_weights + sources,
                     row_taps};
     for (int64_t window = 0; window < down * across; ++window) {
-      view.windows.push_back({logits + values * (bfloat16 ? 2 : 4), height * width, width, 1});
+      // A row of all classes lies together: that is what a strip is made of.
+      view.windows.push_back({logits + values * (bfloat16 ? 2 : 4), width, classes * width, 1});
       values += classes * height * width;
     }
     starts += across * size[1];

@@ -175,7 +175,7 @@ class Assembly:
             self._decide(logits)
             return
         grid = self._grids[request.view]
-        self._slot(request, logits).copy_(logits)
+        self._slot(request, logits).copy_(logits.transpose(0, 1))
         grid.missing[request.down] -= 1
         while not self.done and self._complete(self._done, min(self._done + ROWS, self.height)):
             self._make(self._done, min(self._done + ROWS, self.height))
@@ -199,9 +199,9 @@ class Assembly:
 
     def _slot(self, request: Request, logits: Tensor) -> Tensor:
         if self._store is None:
-            # bfloat16 stays, which halves what is held. Zeros, since the reference multiplies what is not read by 0.
+            # bfloat16 stays, which halves what is held.
             dtype = logits.dtype if logits.dtype in (torch.bfloat16, torch.float64) else torch.float32
-            self._store = torch.zeros(self.values(), dtype=dtype, device=logits.device)
+            self._store = torch.empty(self.values(), dtype=dtype, device=logits.device)
             starts = [torch.from_numpy(grid.columns.start).flatten() for grid in self._grids]
             weights = [torch.from_numpy(grid.columns.weight).flatten() for grid in self._grids]
             self._tables = [torch.cat(starts).to(logits.device), torch.cat(weights).to(logits.device)]
@@ -209,7 +209,8 @@ class Assembly:
         grid = self._grids[request.view]
         place = request.down % grid.slots * len(grid.lefts) + request.across
         count = logits.numel()
-        return self._store[begin + place * count : begin + (place + 1) * count].view_as(logits)
+        shape = logits.shape[1], logits.shape[0], logits.shape[2]
+        return self._store[begin + place * count : begin + (place + 1) * count].view(shape)
 
     def _complete(self, begin: int, end: int) -> bool:
         return all(grid.missing[down] == 0 for grid in self._grids for down in grid.needed(begin, end))

@@ -41,7 +41,7 @@ def upsample_accumulate(
     a view is the sum over its windows across and both taps of row weight x column weight x logit; weights of 0 mean
     that nothing is read.
 
-    Shapes: per view logits [a, b, K, h, w]; columns int32 [b, W], the first column of a window that is read;
+    Shapes: per view logits [a, b, h, K, w]; columns int32 [b, W], the first column of a window that is read;
     column_weights float32 [b, s, W]; rows int32 [H, t], a row's number in [a * h]; row_weights float32 [H, t]
     -> float32 [K, H, W] (float64 of float64 logits).
     Units: ``size`` is (H, W), in pixels. Logits must be finite.
@@ -142,7 +142,7 @@ def _view_logits(
     at, at_columns, at_weights, at_rows = 0, 0, 0, 0
     for down, across, height, width, column_taps, row_taps in _facts(views):
         count = down * across * num_classes * height * width
-        windows = logits[at : at + count].to(real).reshape(down, across, num_classes, height, width)
+        windows = logits[at : at + count].to(real).reshape(down, across, height, num_classes, width)
         start = columns[at_columns : at_columns + across * size[1]].reshape(across, 1, size[1]).long()
         weight = column_weights[at_weights : at_weights + across * column_taps * size[1]]
         weight = weight.to(real).reshape(across, column_taps, size[1])
@@ -151,8 +151,9 @@ def _view_logits(
         source = rows[at_rows : at_rows + row_taps * size[0]].reshape(size[0], row_taps).long()
         share = row_weights[at_rows : at_rows + row_taps * size[0]].to(real).reshape(size[0], row_taps)
         stack = share.new_zeros(size[0], down * height).scatter_add_(1, source, share)
-        strips = torch.einsum("abkhw,bwx->kahx", windows, spread).reshape(num_classes, down * height, size[1])
-        yield stack @ strips
+        strips = torch.einsum("abhkw,bwx->kahx", windows, spread).reshape(num_classes, down * height, size[1])
+        # What no row reads may be memory that nothing was written to.
+        yield stack @ strips.masked_fill((stack == 0).all(0)[None, :, None], 0)
         at, at_columns, at_weights = at + count, at_columns + start.numel(), at_weights + weight.numel()
         at_rows += source.numel()
 
