@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from setr_fast.engine.windows import window_starts
@@ -40,6 +40,7 @@ def test_starts_are_those_of_official_segmenter(length, window, stride, starts):
     assert window_starts(length, window, stride, "segmenter") == starts
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 900), st.integers(1, 900))
 def test_every_rule_covers_every_pixel_and_stays_inside(length, window, stride):
     if stride > window:
