@@ -89,7 +89,7 @@ def compare_files(first: Path, second: Path, *, force: bool = False, resamples: 
     a, b = read_result(first), read_result(second)
     mismatches = mismatched(a, b)
     if mismatches and not force:
-        raise ConfigError(f"compare: {second} {mismatches[0]}; --force compares all the same")
+        raise ConfigError(f"{second}: result {mismatches[0]}; --force compares all the same")
     found = {} if mismatches or not resamples else paired_intervals(a, b, resamples, str(first), str(second))
     means = [Row(name, x, y, found.get(name)) for name, x, y in _means(a, b) if x is not None or y is not None]
     classes = [
@@ -176,7 +176,8 @@ def judge(miou: Row, a: Result, b: Result) -> tuple[str, bool | None, str]:
     if miou.difference is None:
         return NONE, None, "mIoU: must be in both results to be compared"
     points = 100 * miou.difference
-    told = f"mIoU: the second is {abs(points):.2f} points {'below' if points < 0 else 'above'} the first"
+    side = "equal to" if points == 0 else f"{abs(points):.2f} points {'below' if points < 0 else 'above'}"
+    told = f"mIoU: the second is {side} the first"
     if miou.interval is not None:
         pair = miou.interval
         between = f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}"
