@@ -4,7 +4,7 @@
 #pragma once
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define SETR_FAST_VARIANTS __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#define SETR_FAST_VARIANTS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #define SETR_FAST_VARIANT_NAMES "avx512 avx2 default"
 #else
 #define SETR_FAST_VARIANTS

@@ -186,7 +186,7 @@ _op = declare_op(
     cases=_cases,
     cost=_cost,
     backends=(
-        native("cuda"),
+        native("cuda", dtypes=(*COMPILED, torch.float16)),
         native("cpu", dtypes=COMPILED),
         python("setr_fast.ops._upsample_conv_library:forward", name="library", accepts=_library_refuses),
     ),
@@ -199,7 +199,7 @@ _backward_op = declare_op(
     cases=_backward_cases,
     cost=_backward_cost,
     backends=(
-        native("cuda"),
+        native("cuda", dtypes=(*COMPILED, torch.float16)),
         native("cpu", dtypes=COMPILED),
         python("setr_fast.ops._upsample_conv_library:backward", name="library", accepts=_library_refuses),
     ),

@@ -7,7 +7,6 @@ best of the peer differ by more than rounding, and how many pixels that leaves o
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +20,20 @@ from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.pictures import reader
 from setr_fast.engine.predictor import predict, predict_scores, predict_views
 from setr_fast.engine.views import View
-from setr_fast.models.model import SegmentationModel
-from setr_fast.models.store import fill_model
-from tests.models import fixture_maps, fixture_specs
+from tests.models.recorded import read_recorded
 
 WINDOW, STRIDE = (64, 64), (42, 42)
-# What the two fixtures' config.json leaves out, in the words of the same families' model fixtures.
-PADDLESEG: dict[str, Any] = {
-    "backbone": {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 3, "epsilon": 1e-5},
-    "model": {"h_embed_dim": 48, "h_num_heads": 3, "h_qkv_bias": False},
-}
-PADDLEVIT: dict[str, Any] = {
-    "model": {
-        "MODEL": {"TRANS": {"HIDDEN_SIZE": 48, "NUM_LAYERS": 4, "NUM_HEADS": 3}},
-        "DATA": {"CROP_SIZE": [64, 64]},
-    },
-}
 NO_TABLE = torch.zeros(3, 256)
 SLIDE = InferenceConfig(mode="slide", window_rule="mmseg", merge="probabilities", window_batch=3)
 
 
 class Peer:
-    """A recorded model and its arrays; ``missing`` says what its config.json leaves out, ``changes`` of the spec."""
+    """A recorded model, read as users read it, and its arrays; ``changes`` are fields of the spec."""
 
-    def __init__(self, folder: Path, num_classes: int, changes: dict[str, Any] | None = None, **missing: Any) -> None:
-        config = json.loads((folder / "config.json").read_text()) | missing
-        values = {"num_classes": num_classes, "image_size": WINDOW, "stride": STRIDE} | (changes or {})
-        spec = fixture_specs.spec_of(config).replace(**values)
-        with torch.device("meta"):
-            wanted = SegmentationModel(spec).state_dict()
-        source = fixture_maps.read_weights(folder / config["weights"])
-        self.model = fill_model(spec, fixture_maps.convert(config, source, wanted), where=folder.name)
-        with np.load(folder / "data.npz") as data:
-            self.arrays = {name: torch.from_numpy(data[name].copy()) for name in data.files}
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        recorded = read_recorded(folder)
+        self.model = recorded.model(**({"stride": STRIDE} | changes))
+        self.arrays = {name: torch.from_numpy(array.copy()) for name, array in recorded.arrays.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.arrays[name]
@@ -84,7 +64,7 @@ def assert_classes(found: np.ndarray, best: Tensor, scores: Tensor, ties: int = 
 
 
 def test_official_setr_slides_and_merges_the_same(shared):
-    peer = Peer(shared / "fixtures/parity/setr-official-slide-msflip", 6)
+    peer = Peer(shared / "fixtures/parity/setr-official-slide-msflip")
     size, image = (110, 86), peer["input"][0]
     assert_close(predict_scores(peer.model, image, SLIDE), peer["slide_logits"][0])
     assert_close(predict_scores(peer.model, image, SLIDE, out_size=size), peer["slide_ori_logits"][0])
@@ -95,7 +75,7 @@ def test_official_setr_slides_and_merges_the_same(shared):
 
 
 def test_mmsegmentation_slides_the_same(shared):
-    peer = Peer(shared / "fixtures/parity/mmseg-slide", 7)
+    peer = Peer(shared / "fixtures/parity/mmseg-slide")
     image = peer["input"][0]
     assert_close(predict_scores(peer.model, image, SLIDE), peer["logits"][0])
     assert_classes(predict(peer.model, image, SLIDE), peer["argmax"], peer["logits"])
@@ -104,7 +84,7 @@ def test_mmsegmentation_slides_the_same(shared):
 
 
 def test_mmsegmentation_merges_the_same(shared):
-    peer = Peer(shared / "fixtures/parity/mmseg-msflip", 5)
+    peer = Peer(shared / "fixtures/parity/mmseg-msflip")
     size, views = (80, 72), peer.views()
     for index, view in enumerate(views):
         assert_close(predict_scores(peer.model, [view], SLIDE, out_size=size), peer[f"aug{index}_logits"][0])
@@ -114,7 +94,7 @@ def test_mmsegmentation_merges_the_same(shared):
 
 def test_mmsegmentation_picture_in_class_map_out(shared):
     """From the uint8 picture: our resizing, normalising, mirroring and merging against the peer's pipeline."""
-    peer = Peer(shared / "fixtures/parity/mmseg-msflip", 5)
+    peer = Peer(shared / "fixtures/parity/mmseg-msflip")
     picture = np.ascontiguousarray(peer["image_bgr"].numpy()[..., ::-1])
     found = peer.model.predict(picture, mode="slide", scales=(0.75, 1.0, 1.25), flip=True)
     assert_classes(found, peer["argmax"], peer["prob"])
@@ -122,8 +102,7 @@ def test_mmsegmentation_picture_in_class_map_out(shared):
 
 @pytest.mark.parametrize("mode", ["slide", "whole"])
 def test_paddleseg_scales_the_tensor_and_averages_logits(shared, mode):
-    changes = {"window_rule": "paddleseg", "merge": "logits", "resize_rule": "tensor"}
-    peer = Peer(shared / "fixtures/parity/paddleseg-slide-msflip", 6, changes, **PADDLESEG)
+    peer = Peer(shared / "fixtures/parity/paddleseg-slide-msflip")
     image = peer["input"][0]
     if mode == "slide":
         assert_close(predict_scores(peer.model, image, InferenceConfig(mode="slide")), peer["slide_logits"][0])
@@ -134,8 +113,7 @@ def test_paddleseg_scales_the_tensor_and_averages_logits(shared, mode):
 
 
 def test_paddlevit_slides_the_same(shared):
-    changes = {"num_classes": 6, "stride": (30, 42)}  # the peer writes (width, height)
-    peer = Peer(shared / "fixtures/parity/paddlevit-slide", 6, changes, **PADDLEVIT)
+    peer = Peer(shared / "fixtures/parity/paddlevit-slide", stride=(30, 42))  # the peer writes (width, height)
     for index, size in ((0, (110, 86)), (1, (64, 110))):
         image = peer[f"input{index}"][0]
         assert_close(predict_scores(peer.model, image, SLIDE), peer[f"slide{index}_logits"][0])
@@ -144,9 +122,7 @@ def test_paddlevit_slides_the_same(shared):
 
 
 def test_official_segmenter_slides_and_merges_the_same(shared):
-    missing = {"variant": "segmenter-mask", "layer_norm_eps": 1e-5, "decoder_heads": 1}
-    changes = {"window_rule": "segmenter"}
-    peer = Peer(shared / "fixtures/parity/segmenter-inference", 6, changes, **missing)
+    peer = Peer(shared / "fixtures/parity/segmenter-inference", decoder_num_heads=1, layer_norm_eps=1e-5)
     size, image = (80, 110), peer["input"][0]
     config = InferenceConfig(mode="slide")
     logits = predict_scores(peer.model, image, config)
