@@ -151,6 +151,7 @@ def _official(spec: ModelSpec) -> Config:
     mla = spec.head == "mla"
     backbone: Config = {
         "type": "VIT_MLA" if mla else "VisionTransformer",
+        "model_name": "vit_large_patch16_384" if spec.width == 1024 else "vit_base_patch16_384",
         "img_size": side,
         "patch_size": spec.patch_size,
         "in_chans": spec.in_chans,
@@ -161,6 +162,7 @@ def _official(spec: ModelSpec) -> Config:
         "drop_rate": spec.dropout,
         "pos_embed_interp": True,
         "align_corners": False,
+        "random_init": True,  # else its constructor fetches ImageNet weights
     }
     backbone |= {"mla_channels": spec.head_channels, "mla_index": spec.taps} if mla else {}
     kind = "VIT_MLAHead" if mla else "VisionTransformerUpHead"
@@ -195,6 +197,7 @@ def _official(spec: ModelSpec) -> Config:
         head |= {"conv3x3_conv1x1": spec.head_kernel == 3}
     aux = [entry | {"loss_decode": aux_loss} for entry in aux]
     model = {"type": "EncoderDecoder", "backbone": backbone, "decode_head": head, "auxiliary_head": aux}
+    model |= {"pretrained": None, "train_cfg": {}}
     norm = {"mean": list(spec.mean), "std": list(spec.std), "to_rgb": True}
     return {"model": model, "test_cfg": _windows(spec), "img_norm_cfg": norm}
 
@@ -219,7 +222,7 @@ def _segmenter(spec: ModelSpec) -> Config:
         "dataset_kwargs": {"crop_size": window, "normalization": kind},
         "inference_kwargs": {"im_size": window, "window_size": window, "window_stride": stride},
         "net_kwargs": {
-            "backbone": f"{kind}_custom",
+            "backbone": _segmenter_backbone(spec, kind),
             "image_size": list(_table_size(spec)),
             "patch_size": spec.patch_size,
             "d_model": spec.width,
@@ -233,6 +236,14 @@ def _segmenter(spec: ModelSpec) -> Config:
             "decoder": decoder,
         },
     }
+
+
+def _segmenter_backbone(spec: ModelSpec, kind: str) -> str:
+    """Its loader fetches the ImageNet weights of this name before it loads the file."""
+    if spec.distilled:
+        return "deit_base_distilled_patch16_384" if spec.width == 768 else "deit_custom"
+    size = {192: "tiny", 384: "small", 768: "base", 1024: "large"}.get(spec.width)
+    return f"vit_{size}_patch{spec.patch_size}_384" if size else f"{kind}_custom"
 
 
 def _paddleseg(spec: ModelSpec) -> Config:

@@ -107,6 +107,9 @@ def to_layout(
             state[f"aux_heads.{index}.classifier.bias"] = torch.zeros(spec.num_classes)
         changed["aux_bias"] = "zeros added"
         spec = spec.replace(aux_bias=wanted.pop("aux_bias"))
+    for name in ("mlp_ratio", "decoder_mlp_ratio") if family == "mmseg" else ():  # its widths are products, not rounded
+        if getattr(spec, name) % 1 and (spec.head == "mask" or name == "mlp_ratio"):
+            wanted[name] = "a whole number"
     if wanted:
         told = "; ".join(f"{name} must be {value}, got {getattr(spec, name)}" for name, value in wanted.items())
         raise ConfigError(

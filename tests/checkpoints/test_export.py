@@ -33,7 +33,7 @@ def _name(family: str) -> str:
 
 
 def _spec(family: str, head: str, seed: int) -> ModelSpec:
-    spec = random_spec(family, head, seed)
+    spec = random_spec(family, head, seed).replace(mlp_ratio=float(2 + seed % 3))
     if family == "setr":  # knows square pictures only
         side = spec.pos_grid[0]
         size = (side * spec.patch_size,) * 2
@@ -159,6 +159,8 @@ def test_what_a_code_base_cannot_build_is_named() -> None:
     with pytest.raises(ConfigError, match=r"with head mask must be written as mmseg, paddleseg, segmenter, got setr"):
         export("setr", spec, state)
     odd = spec.replace(decoder_norm_eps=1e-3)
+    with pytest.raises(ConfigError, match=r"mmseg has no such model: mlp_ratio must be a whole number, got 2.5"):
+        export("mmseg", spec.replace(mlp_ratio=2.5), state)
     with pytest.raises(ConfigError, match=r"mmseg computes another function: decoder_norm_eps is 1e-05 there, 0.001"):
         export("mmseg", odd, state)
 
