@@ -196,8 +196,8 @@ def _official(spec: ModelSpec) -> Config:
         head |= {"num_conv": 4 if stages == 4 else 2, "num_upsampe_layer": {4: 4}.get(stages, _official_ups(spec))}
         head |= {"conv3x3_conv1x1": spec.head_kernel == 3}
     aux = [entry | {"loss_decode": aux_loss} for entry in aux]
-    model = {"type": "EncoderDecoder", "backbone": backbone, "decode_head": head, "auxiliary_head": aux}
-    model |= {"pretrained": None, "train_cfg": {}}
+    model: Config = {"type": "EncoderDecoder", "backbone": backbone, "decode_head": head, "auxiliary_head": aux}
+    model = {**model, "pretrained": None, "train_cfg": {}}
     norm = {"mean": list(spec.mean), "std": list(spec.std), "to_rgb": True}
     return {"model": model, "test_cfg": _windows(spec), "img_norm_cfg": norm}
 
