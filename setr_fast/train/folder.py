@@ -43,7 +43,7 @@ def resume_point(config: Config, run_dir: Path, *, restarted: bool = False) -> P
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """The folder in the hands of the first process, which holds it until ``held`` ends."""
 
@@ -51,17 +51,19 @@ class RunFolder:
     run_dir: Path
     held: ExitStack
     restarted: bool
+    is_held: bool = False
 
     def hold_if_there(self) -> None:
         """Lock the folder of a run that is gone on with."""
-        if self.config.resume or self.restarted:
+        if (self.config.resume or self.restarted) and self.run_dir.is_dir():
             self.held.enter_context(locked(self.run_dir))
+            self.is_held = True
 
     def make(self) -> None:
         """Make and lock a new run's folder; write down the configuration, which may differ from the one before."""
-        if not (self.config.resume or self.restarted):
+        if not self.is_held:
             self.held.enter_context(locked(self.run_dir))
-            run_folder(self.config)  # another run may have come first
+            run_folder(self.config, restarted=self.restarted)  # another run may have come first
         data = replace(
             self.config.data,
             root=self.config.data.root and self.config.data.root.resolve(),
@@ -93,7 +95,7 @@ def writing(run_dir: Path) -> Iterator[None]:
         ):
             raise
         kept = checkpoint.complete(run_dir / "checkpoints")
-        remedy = f"make room and go on from {kept[-1].name} with --resume" if kept else "give another --run-dir"
+        remedy = f"see to it, then go on from {kept[-1].name} with --resume" if kept else "give another --run-dir"
         raise BackendError(f"run_dir: {run_dir} cannot be written ({error.strerror}); {remedy}") from None
 
 

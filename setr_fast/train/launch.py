@@ -97,13 +97,19 @@ def _launch_once(processes: int, arguments: list[str]) -> int:
     try:
         elastic_launch(launcher, sys.executable)(*arguments)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        if any(code < 0 or code == EXIT_LOST for code in codes):  # negative: by a signal
-            return EXIT_LOST
-        return max(error.get_first_failure()[1].exitcode, 1)
+        return _verdict([failure.exitcode for failure in error.failures.values()])
     except SignalException as error:
         return EXIT_RESUME if error.sigval == signal.SIGTERM else EXIT_INTERRUPTED
     return EXIT_OK
+
+
+def _verdict(codes: list[int]) -> int:
+    """Return what a launch ended with, given the codes of the ranks that failed.
+
+    A rank's own error counts more than the loss of contact that it causes in others; negative: killed by a signal.
+    """
+    own = [code for code in codes if code > 0 and code != EXIT_LOST]
+    return own[0] if own else EXIT_LOST
 
 
 def _lost(run_dir: Path) -> str:

@@ -17,7 +17,7 @@ import pytest
 from setr_fast.config import Config, to_toml
 from setr_fast.train import checkpoint
 from setr_fast.train.folder import locked
-from setr_fast.train.launch import run
+from setr_fast.train.launch import _verdict, run
 from setr_fast.train.slurm import first_host, ranks_of_slurm
 from tests.train.processes import free_port
 
@@ -122,6 +122,14 @@ def test_launches_in_a_row_exit_0(tiny: Make, tmp_path: Path, launches: int) -> 
         assert process.returncode == 0, f"launch {number}: exit code {process.returncode}\n{error[-3000:]}"
         assert out.count("checkpoint") == 1
         assert "Warning" not in error, error
+
+
+@pytest.mark.parametrize(
+    ("codes", "verdict"),
+    [([-9], 76), ([-9, 76], 76), ([76, 76], 76), ([76, 3], 3), ([3], 3), ([-15, 5], 5), ([75, 75], 75), ([1], 1)],
+)
+def test_a_ranks_own_error_counts_more_than_the_contact_it_costs_others(codes: list[int], verdict: int) -> None:
+    assert _verdict(codes) == verdict
 
 
 SLURM = {

@@ -138,8 +138,11 @@ def test_a_run_is_not_overwritten(tiny: Make) -> None:
 
 
 def test_resume_without_a_checkpoint_says_so(tiny: Make) -> None:
+    config = tiny(resume=True)
     with pytest.raises(ConfigError, match="no complete checkpoint"):
-        run(tiny(resume=True), [])
+        run(config, [])
+    assert config.run_dir is not None
+    assert not config.run_dir.exists(), "a mistyped folder is not made"
 
 
 def test_half_written_and_damaged_checkpoints(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
