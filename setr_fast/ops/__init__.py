@@ -1,4 +1,4 @@
-"""The ops of setr_fast: one file each, all reachable as ``setr_fast.ops.<name>``."""
+"""Operations with exchangeable backends; one file per op."""
 
 from setr_fast.ops._op import OPS, backend, check_forced
 from setr_fast.ops.attention import attention
@@ -9,6 +9,10 @@ from setr_fast.ops.patch_embed import patch_embed
 from setr_fast.ops.patch_embed_rows import patch_embed_rows
 from setr_fast.ops.upsample_accumulate import upsample_accumulate, upsample_accumulate_argmax
 from setr_fast.ops.upsample_argmax import upsample_argmax
+from setr_fast.ops.upsample_conv import upsample_conv
+from setr_fast.ops.upsample_conv_classify import upsample_conv_classify
+from setr_fast.ops.upsample_cross_entropy import upsample_cross_entropy
+from setr_fast.ops.upsample_cross_entropy_map import upsample_cross_entropy_map
 
 __all__ = [
     "OPS",
@@ -22,19 +26,10 @@ __all__ = [
     "upsample_accumulate",
     "upsample_accumulate_argmax",
     "upsample_argmax",
-]
-from setr_fast.ops.upsample_conv import upsample_conv
-from setr_fast.ops.upsample_conv_classify import upsample_conv_classify
-
-__all__ = [
-    "OPS",
-    "attention",
-    "augment_image",
-    "augment_label",
-    "backend",
-    "confusion_matrix",
     "upsample_conv",
     "upsample_conv_classify",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_map",
 ]
 
 check_forced("SETR_FAST_BACKEND")

@@ -1,0 +1,109 @@
+// One band of low-resolution rows of upsample_cross_entropy: what it reads, what it leaves, what it works in.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "../bilinear.h"
+
+namespace setr_fast::cross_entropy {
+
+constexpr int64_t kLanes = 16;            // floats of one vector
+constexpr int64_t kPixelRows = 16;        // full-size rows that are worked through together
+constexpr int32_t kNoLabel = -1;          // of an ignored pixel
+constexpr int64_t kBandsPerPicture = 16;  // fixed, so that the sums do not depend on the number of threads
+
+enum class LabelType { kUint8, kInt16, kInt32, kInt64 };
+
+// Logits or their gradient, [B, K, h, w] with strides in elements.
+struct Maps {
+  void* data;
+  bool bfloat16;
+  int64_t strides[4];
+};
+
+struct Problem {
+  int64_t batch, classes, low_height, low_width;
+  int64_t height, width;  // of the labels; the resized picture may be larger at the bottom and on the right
+  Axis<float> rows, columns;
+  Maps logits;
+  const void* labels;  // [B, H, W]
+  LabelType label_type;
+  int64_t ignore_index;
+  const float* class_weights;    // [padded classes], zero beyond K, or none
+  float smoothing, weight_sum;   // weight_sum: of all classes, K without weights
+  const float* pixel_gradients;  // [B, H, W]: what each pixel's gradient is multiplied by, or none
+  float scale;                   // and what all are
+  float* losses;                 // [B, H, W] or none
+  bool with_gradient;
+  Maps gradient;
+
+  int64_t padded() const { return (classes + kLanes - 1) / kLanes * kLanes; }
+  int64_t row_floats() const { return low_width * padded(); }
+  int64_t bands() const { return low_height < kBandsPerPicture ? low_height : kBandsPerPicture; }
+  int64_t band_begin(int64_t band) const { return low_height * band / bands(); }
+};
+
+// Floats on a 64-byte border.
+class Floats {
+ public:
+  explicit Floats(int64_t count = 0)
+      : data_(static_cast<float*>(::operator new(static_cast<size_t>(count) * sizeof(float), kAlign))) {}
+  float* get() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(float* floats) const { ::operator delete(floats, kAlign); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+// The sources of every column, worked out once for all rows.
+struct Columns {
+  std::vector<int64_t> low, high;
+  std::vector<float> weight;
+};
+Columns columns_of(const Problem& problem);
+
+// What one thread works in.
+struct Workspace {
+  explicit Workspace(const Problem& problem);
+  Floats scores[2];             // two low rows [w, padded]: (logit - the pixel's largest) * log2(e)
+  Floats score_sums[2];         // [w]: sum over classes, weighted; for label smoothing
+  int64_t score_rows[2];        // which rows these are
+  Floats gradients[2];          // two low rows [w, padded]
+  Floats powers;                // [kPixelRows, padded]
+  Floats top, step;             // [padded]: scores at a column of pixels, at the first row and from there to the second
+  std::vector<int32_t> labels;  // [kPixelRows, W]
+};
+
+struct BandResult {
+  double loss = 0;
+  int64_t correct = 0;
+};
+
+// Reads one low row of logits as floats [w, padded]; the padding is left as it is.
+void read_row(const Problem& problem, int64_t picture, int64_t row, float* logits);
+
+// Labels [count] from pixel `first` on as int32, ignored ones as kNoLabel. Returns the first that is no class.
+struct LabelCount {
+  int64_t counted = 0;
+  double weight = 0;
+  bool has_illegal = false;
+  int64_t illegal = 0;
+};
+LabelCount read_labels(const Problem& problem, int64_t first, int64_t count, int32_t* to);
+
+// Works through low rows [begin, end) of a picture. Gradients of rows inside are written; the first row's (unless it is
+// the picture's first) and those for row `end` go to `first` and `beyond` [w, padded], since the bands next to this one
+// add to them.
+BandResult work_band(const Problem& problem, const Columns& columns, Workspace& space, int64_t picture, int64_t begin,
+                     int64_t end, float* first, float* beyond);
+
+// Writes one row of gradients [w, padded] in the type and layout of the logits.
+void write_row(const Problem& problem, int64_t picture, int64_t row, const float* gradients);
+
+}  // namespace setr_fast::cross_entropy
