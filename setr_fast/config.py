@@ -17,7 +17,7 @@ from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import ConfigError
 from setr_fast.fields import coerce, nearest
 from setr_fast.models.options import ModelConfig
-from setr_fast.train.options import OptimConfig, ParallelConfig, TrainConfig
+from setr_fast.train.options import LossConfig, OptimConfig, ParallelConfig, TrainConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T")
@@ -31,6 +31,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)

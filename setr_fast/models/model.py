@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from setr_fast.errors import ShapeError
-from setr_fast.loss import segmentation_loss
 from setr_fast.models.catalog import model_spec
 from setr_fast.models.encoder import Encoder
 from setr_fast.models.heads.absent import AbsentHead
@@ -23,6 +22,7 @@ from setr_fast.models.heads.pup import pup_aux_head, pup_head
 from setr_fast.models.spec import ModelSpec
 from setr_fast.nn.conv import resize
 from setr_fast.ops.patch_embed import channels_and_size
+from setr_fast.ops.upsample_cross_entropy import LossAndAccuracy, upsample_cross_entropy
 from setr_fast.shapes import Grid
 
 if TYPE_CHECKING:
@@ -93,12 +93,22 @@ class SegmentationModel(nn.Module):
         Units: labels 0..K-1, ``spec.ignore_index`` is ignored.
         Raises: ShapeError when the labels are not as large as the picture.
         """
+        return self.loss_and_accuracy(image, labels_BHW).loss
+
+    def loss_and_accuracy(
+        self, image: Tensor, labels_BHW: Tensor, criterion: Callable[..., LossAndAccuracy] = upsample_cross_entropy
+    ) -> LossAndAccuracy:
+        """Loss of the main head plus the weighted auxiliary ones, and the main head's pixel accuracy.
+
+        ``criterion(logits_low, labels, size=, align_corners=, ignore_index=, averaging=)`` judges every head.
+        Units, Raises: as ``loss``.
+        """
         grid = self.grid(image)
         if tuple(labels_BHW.shape) != (len(image), *grid.image):
             want, got = (len(image), *grid.image), tuple(labels_BHW.shape)
             raise ShapeError(f"loss: labels must be as large as the pictures, {want}, got {got}")
-        main, *aux = (
-            segmentation_loss(
+        (main, accuracy), *aux = (
+            criterion(
                 logits_BKhw,
                 labels_BHW,
                 size=self.resize_size(grid),
@@ -108,7 +118,9 @@ class SegmentationModel(nn.Module):
             )
             for logits_BKhw in self.all_logits(image)
         )
-        return main + self.spec.aux_weight * torch.stack(aux).sum() if aux else main
+        if aux:
+            main = main + self.spec.aux_weight * torch.stack([loss for loss, _ in aux]).sum()
+        return LossAndAccuracy(main, accuracy)
 
     def levels(self, image: Tensor, grid: Grid) -> tuple[Tensor, ...]:
         """What the heads read: tapped tokens [B, N, D], or with a neck its maps [B, C, h, w]; shallow to deep."""

@@ -21,7 +21,7 @@ from setr_fast.ops._op import Backend, Case, Cost, Draw, declare_op, native, pyt
 AVERAGINGS = ("all", "valid", "count")
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_KERNEL_CLASSES = 2048
+MAX_KERNEL_CLASSES = {"cpu": 4096, "cuda": 1024}
 
 
 class LossAndAccuracy(NamedTuple):
@@ -225,8 +225,9 @@ def kept_dtype(logits: Tensor) -> torch.dtype:
 def refuses(*args: Any) -> list[str]:
     """Return why the kernels do not take these arguments."""
     logits, reasons = next(a for a in args if isinstance(a, Tensor) and a.ndim == 4), []
-    if logits.shape[1] > MAX_KERNEL_CLASSES:
-        reasons.append(f"there must be at most {MAX_KERNEL_CLASSES} classes, got {logits.shape[1]}")
+    most = MAX_KERNEL_CLASSES.get(logits.device.type, 0)
+    if logits.shape[1] > most:
+        reasons.append(f"there must be at most {most} classes, got {logits.shape[1]}")
     if logits.is_cuda and torch.cuda.get_device_capability(logits.device)[0] < 8:
         reasons.append("the card must be of compute capability 8.0 or newer")
     return reasons

@@ -100,7 +100,7 @@ def train(run: Training, ranks: Ranks, *, resume_from: Path | None) -> dict[str,
                 if not outcome.finite:
                     _note_divergence(run, batch, outcome, state, ranks)
                 state.advance(outcome.finite)
-                reporter.step(state.step, outcome.loss, lr, time.perf_counter() - started, waited)
+                reporter.step(state.step, outcome.loss, outcome.accuracy, lr, time.perf_counter() - started, waited)
                 last = state.step == config.steps
                 # One collective for two questions: was any rank told to stop (the signal's number), did a save fail?
                 told = int(ranks.most(1000 if saver.failed else max(stop, default=0)))

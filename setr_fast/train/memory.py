@@ -81,7 +81,7 @@ def profile_step(spec: ModelSpec, batch: int, config: TrainConfig, *, bf16: bool
         for _ in range(min(parts, 2)):  # the second part meets the gradients of the first
             watch.part = "activations"
             with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-                value = loss(image, label)
+                value, _ = loss(image, label)
             watch.part = "activations"
             value.backward()
             del value

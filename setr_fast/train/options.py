@@ -47,6 +47,59 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """What is minimised. Every head is judged alike; what the loss is averaged over is the model's loss_averaging."""
+
+    kind: tuple[Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"], ...] = ("cross_entropy",)
+    """One or several losses, which are added up. ohem: cross entropy of hard pixels only."""
+    weights: tuple[float, ...] = (1.0,)
+    """What each is multiplied by; a single number holds for all."""
+    class_weights: tuple[float, ...] | None = None
+    """One weight per class; none: all alike."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes (cross_entropy only)."""
+    ohem_threshold: float = 0.7
+    """Pixels whose class is given at least this probability are easy."""
+    ohem_min_kept: int = 100000
+    """Pixels that are kept however easy they are: per picture (mmseg) or per batch (paddleseg)."""
+    ohem_rule: Literal["mmseg", "paddleseg"] = "mmseg"
+    """mmseg: easy pixels count as zeros in the average; paddleseg: the average is over the hard ones."""
+    focal_gamma: float = 2.0
+    """Exponent of (1 - p)."""
+    focal_alpha: float = 1.0
+    """Factor of the focal loss."""
+    dice_exponent: Literal[1, 2] = 1
+    """Exponent of the probabilities in the denominator: 1 (PaddleSeg) or 2 (V-Net, mmsegmentation)."""
+    dice_smooth: float = 1.0
+    """Added to numerator and denominator."""
+
+    def __post_init__(self) -> None:
+        if not self.kind or len(set(self.kind)) != len(self.kind):
+            raise ConfigError(
+                f"loss.kind: must name at least one loss, none twice, got {' '.join(self.kind) or 'none'}"
+            )
+        if len(self.weights) not in (1, len(self.kind)):
+            raise ConfigError(f"loss.weights: must be one number or {len(self.kind)}, got {len(self.weights)}")
+        if min(self.weights) < 0 or max(self.weights) == 0:
+            raise ConfigError(f"loss.weights: must be 0 or more and not all 0, got {self.weights}")
+        given = self.class_weights
+        if given is not None and (min(given, default=-1.0) < 0 or not any(given)):
+            raise ConfigError(f"loss.class_weights: must be 0 or more and not all 0, got {given}")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ConfigError(f"loss.label_smoothing: must lie in 0..1, got {self.label_smoothing}")
+        if self.label_smoothing and "cross_entropy" not in self.kind:
+            raise ConfigError(f"loss.label_smoothing: needs --loss.kind cross_entropy, got {' '.join(self.kind)}")
+        if not 0 < self.ohem_threshold <= 1 or self.ohem_min_kept < 1:
+            got = f"{self.ohem_threshold} and {self.ohem_min_kept}"
+            raise ConfigError(f"loss: ohem_threshold must lie in (0, 1] and ohem_min_kept be 1 or more, got {got}")
+        if self.focal_gamma < 0 or self.focal_alpha <= 0 or self.dice_smooth < 0:
+            got = f"{self.focal_gamma}, {self.dice_smooth}, {self.focal_alpha}"
+            raise ConfigError(
+                f"loss: focal_gamma, focal_alpha, dice_smooth must not be negative, alpha not 0, got {got}"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The training loop."""
 

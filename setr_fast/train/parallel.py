@@ -21,6 +21,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from setr_fast.errors import ConfigError
 from setr_fast.models.model import SegmentationModel
 from setr_fast.nn.batch_norm import synchronise
+from setr_fast.ops import upsample_cross_entropy
+from setr_fast.train.criterion import Criterion
 from setr_fast.train.options import ParallelConfig, TrainConfig
 from setr_fast.train.ranks import Ranks
 
@@ -41,18 +43,26 @@ KEPT = (
 class LossModule(nn.Module):
     """The loss as a forward pass, which is what DistributedDataParallel and autocast wrap."""
 
-    def __init__(self, model: SegmentationModel) -> None:
+    def __init__(self, model: SegmentationModel, criterion: Criterion = upsample_cross_entropy) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.criterion = model, criterion
 
-    def forward(self, image_B3HW: Tensor, label_BHW: Tensor) -> Tensor:
-        return self.model.loss(image_B3HW, label_BHW)
+    def forward(self, image_B3HW: Tensor, label_BHW: Tensor) -> tuple[Tensor, Tensor]:
+        loss, accuracy = self.model.loss_and_accuracy(image_B3HW, label_BHW, self.criterion)
+        return loss, accuracy
 
 
 def spread(
-    model: SegmentationModel, ranks: Ranks, config: TrainConfig, parallel: ParallelConfig, *, fsdp: bool, bf16: bool
+    model: SegmentationModel,
+    ranks: Ranks,
+    config: TrainConfig,
+    parallel: ParallelConfig,
+    *,
+    fsdp: bool,
+    bf16: bool,
+    criterion: Criterion = upsample_cross_entropy,
 ) -> nn.Module:
-    """Prepare the model for training on these processes and return the module that gives the loss."""
+    """Prepare the model for training on these processes and return the module that gives loss and pixel accuracy."""
     synchronise(model)
     for block in model.encoder.blocks:
         forward: Callable[..., Any] = block.forward
@@ -63,8 +73,9 @@ def spread(
         if forward != block.forward:
             block.forward = forward
     if fsdp:
-        return _shard(model, ranks, parallel, bf16=bf16)
-    loss = LossModule(model)
+        _shard(model, ranks, parallel, bf16=bf16)
+        return LossModule(model, criterion)
+    loss = LossModule(model, criterion)
     if ranks.world_size == 1:
         return loss
     return DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -83,7 +94,7 @@ def mesh_of(ranks: Ranks, parallel: ParallelConfig) -> DeviceMesh:
     return init_device_mesh(kind, (replicas, ranks.world_size // replicas), mesh_dim_names=("replicate", "shard"))
 
 
-def _shard(model: SegmentationModel, ranks: Ranks, parallel: ParallelConfig, *, bf16: bool) -> nn.Module:
+def _shard(model: SegmentationModel, ranks: Ranks, parallel: ParallelConfig, *, bf16: bool) -> None:
     """Shard the encoder block by block, then the rest (FSDP2).
 
     With bf16 the blocks are gathered and computed in bf16 and their gradients reduced in fp32. What the root holds
@@ -100,9 +111,8 @@ def _shard(model: SegmentationModel, ranks: Ranks, parallel: ParallelConfig, *, 
         chosen = blocks[first : first + parallel.group]
         fully_shard(chosen, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    for method in ("loss", "logits", "all_logits"):
+    for method in ("loss", "loss_and_accuracy", "logits", "all_logits"):
         register_fsdp_forward_method(model, method)
-    return LossModule(model)
 
 
 def synchronise_gradients(module: nn.Module, wanted: bool) -> None:

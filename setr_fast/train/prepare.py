@@ -18,6 +18,7 @@ from setr_fast.data.transforms import TrainTransform
 from setr_fast.errors import ConfigError
 from setr_fast.models.model import SegmentationModel, create_model
 from setr_fast.ops import _native
+from setr_fast.train.criterion import build_criterion
 from setr_fast.train.loop import Training
 from setr_fast.train.parallel import fill, spread
 from setr_fast.train.ranks import Ranks, by_first
@@ -39,7 +40,8 @@ def prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:
         raise ConfigError("data: both splits must have the same classes")
     model, plain = _models(config, sources[0], ranks)
     bf16 = uses_bf16(config.train, ranks)
-    step_loss = spread(model, ranks, config.train, config.parallel, fsdp=config.fsdp, bf16=bf16)
+    criterion = build_criterion(config.loss, model.spec.num_classes)
+    step_loss = spread(model, ranks, config.train, config.parallel, fsdp=config.fsdp, bf16=bf16, criterion=criterion)
     if config.fsdp:
         fill(model, plain, ranks)
     return Training(

@@ -37,9 +37,8 @@ class Reporter:
         self.speaks = speaks
         self._first_step = first_step
         self.step_flops, self.peak_flops = step_flops, peak_flops
-        self._window: list[
-            tuple[float, float, float]
-        ] = []  # (loss, seconds, waited) of each step since the last record
+        self._window: list[tuple[float, float, float, float]] = []
+        """(loss, accuracy, seconds, waited) of each step since the last record."""
         self._spent = 0.0
         self._done = 0
         self._bar: Any = None
@@ -79,31 +78,32 @@ class Reporter:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def step(self, step: int, loss: float, lr: float, seconds: float, waited: float = 0.0) -> None:
+    def step(self, step: int, loss: float, accuracy: float, lr: float, seconds: float, waited: float = 0.0) -> None:
         """Take in one finished step (counted from 1); every ``log_every``-th becomes a record.
 
         ``waited``: the part of ``seconds`` before the batch was there.
         """
         if not self.speaks:
             return
-        self._window.append((loss, seconds, waited))
+        self._window.append((loss, accuracy, seconds, waited))
         self._spent += seconds
         self._done += 1
         left = self._spent / self._done * (self.steps - step)
-        spent = max(sum(s for _, s, _ in self._window), 1e-9)
+        mean, right, spent, idle = (sum(values) for values in zip(*self._window, strict=True))
+        mean, right, spent = mean / len(self._window), right / len(self._window), max(spent, 1e-9)
         rate = self.batch_size * len(self._window) / spent
         text = f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         if step % self.log_every == 0 or step == self.steps:
-            mean = sum(x for x, _, _ in self._window) / len(self._window)
             speed = {
                 "train/images_per_second": rate,
-                "train/data_wait": sum(w for _, _, w in self._window) / spent,
+                "train/data_wait": idle / spent,
             }
             if self.peak_flops:
                 speed["train/mfu"] = self.step_flops * len(self._window) / spent / self.peak_flops
-            self.record({"step": step, "train/loss": mean, "train/lr": lr, **speed})
+            losses = {"train/loss": mean, "train/pixel_accuracy": right}
+            self.record({"step": step, **losses, "train/lr": lr, **speed})
             if self._bar is None:
                 shown = f"{rate:.1f} images/s  data {speed['train/data_wait']:.0%}"
                 shown += f"  MFU {speed['train/mfu']:.0%}" if self.peak_flops else ""

@@ -25,9 +25,10 @@ MOST_SKIPPED = 10  # steps in a row without a finite loss: more is no accident o
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did: the global batch's loss and gradient norm, both the same on every rank."""
+    """What a step did: the global batch's loss, pixel accuracy and gradient norm, the same on every rank."""
 
     loss: float
+    accuracy: float
     norm: float
 
     @property
@@ -48,7 +49,8 @@ def take_step(
     """Take step number ``step`` (from 0); leave everything as it is where loss or gradient is not finite.
 
     The loss is that of the global batch: each part's mean is weighted by its share of the pixels that the mean runs
-    over, so neither ranks nor parts change it. Random draws belong to the samples (module ``chance``).
+    over, so neither ranks nor parts change it. (Where a loss is no mean over these pixels, as with class weights, OHEM,
+    Dice or Lovasz, that is an approximation.) Random draws belong to the samples (module ``chance``).
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
@@ -58,7 +60,7 @@ def take_step(
     everywhere = ranks.sum(counted.sum()).clamp_min(1)
     places_B = torch.arange(len(images), device=ranks.device) * ranks.world_size + ranks.rank
     parts = min(config.accumulate, len(images))
-    total = torch.zeros((), device=ranks.device, dtype=torch.float64)
+    totals = torch.zeros(2, device=ranks.device, dtype=torch.float64)
     for part in range(parts):
         chosen = slice(part * len(images) // parts, (part + 1) * len(images) // parts)
         share = counted[chosen].sum() / everywhere
@@ -66,11 +68,12 @@ def take_step(
         _seed(config.seed, step, ranks)
         with chance.places(places_B[chosen]):
             with autocast(config, ranks):
-                loss = step_loss(images[chosen], labels[chosen])
+                loss, accuracy = step_loss(images[chosen], labels[chosen])
             (loss * (share * ranks.world_size)).backward()  # gradients are averaged over the ranks: times their number
-        total += loss.detach().double() * share
+        totals += torch.stack((loss.detach().double(), accuracy.double())) * share
     norm = _clip(model, config.clip_norm)
-    outcome = Outcome(float(ranks.sum(total)), norm)
+    loss_everywhere, right = ranks.sum(totals).tolist()
+    outcome = Outcome(loss_everywhere, right, norm)
     if outcome.finite:
         optimizer.step()
     return outcome

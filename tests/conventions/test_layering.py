@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "fields": {"errors"},
     "ops": BASE | {"ops"},
     "nn": BASE | {"ops", "nn"},
-    "loss": BASE | {"ops"},
+    "loss": BASE | {"ops", "loss"},
     "metrics": BASE | {"ops", "metrics"},
     "models": BASE | {"ops", "nn", "loss", "models"},
     "checkpoints": BASE | {"ops", "nn", "models", "checkpoints"},

@@ -37,7 +37,7 @@ def test_every_fifth_step_is_a_record_of_the_mean_loss_and_the_rate(
 ) -> None:
     with _reporter(tmp_path) as reporter:
         for step in range(1, 11):
-            reporter.step(step, float(step), 0.1, 0.5)
+            reporter.step(step, float(step), 0.5, 0.1, 0.5)
     records = _records(tmp_path)
     assert [r["step"] for r in records] == [5, 10]
     assert [r["train/loss"] for r in records] == [3.0, 8.0]
@@ -54,7 +54,7 @@ def test_speed_is_stated_with_the_time_that_data_took_and_against_a_peak(
 ) -> None:
     with _reporter(tmp_path, step_flops=3e9, peak_flops=24e9) as reporter:
         for step in range(1, 6):
-            reporter.step(step, 1.0, 0.1, 0.5, waited=0.05)
+            reporter.step(step, 1.0, 0.5, 0.1, 0.5, waited=0.05)
     (record,) = _records(tmp_path)
     assert record["train/data_wait"] == pytest.approx(0.1)
     assert record["train/mfu"] == pytest.approx(0.25)
@@ -76,7 +76,7 @@ def test_a_resumed_run_drops_records_it_will_write_again_and_a_cut_line(tmp_path
 
 def test_other_ranks_are_silent(tmp_path: Path) -> None:
     with _reporter(tmp_path, speaks=False) as reporter:
-        reporter.step(10, 1.0, 0.1, 0.5)
+        reporter.step(10, 1.0, 0.5, 0.1, 0.5)
         reporter.line("nobody hears this")
     assert not list(tmp_path.iterdir())
 
@@ -100,7 +100,7 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     with _reporter(tmp_path, tensorboard=True) as reporter:
         for step in range(1, 6):
-            reporter.step(step, 2.0, 0.1, 0.5)
+            reporter.step(step, 2.0, 0.5, 0.1, 0.5)
         reporter.validation(5, Scores.of(np.eye(2, dtype=np.int64)).as_dict(["sky", "road"]))
     assert ("val/IoU/road", 1.0, 5) in written
     assert ("train/loss", 2.0, 5) in written
