@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CLASSES_PER_WARP = 256  # eight to a lane, so that a cell's vectors stay in registers; half as many of several warps
+CLASSES_PER_WARP = 256  # eight to a lane, so that a cell's vectors stay in registers
 
 
 @triton.jit
@@ -273,8 +273,7 @@ def stretch_of(low_width: int) -> int:
 def launch_of(num_classes: int) -> dict[str, Any]:
     """Return block size and warps."""
     block = max(triton.next_power_of_2(num_classes), 32)
-    warps = 1 if block <= CLASSES_PER_WARP else 2 * block // CLASSES_PER_WARP
-    return {"BLOCK_K": block, "num_warps": warps, "enable_fp_fusion": True}
+    return {"BLOCK_K": block, "num_warps": max(block // CLASSES_PER_WARP, 1), "enable_fp_fusion": True}
 
 
 @functools.lru_cache(maxsize=64)

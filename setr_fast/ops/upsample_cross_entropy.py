@@ -21,7 +21,7 @@ from setr_fast.ops._op import Backend, Case, Cost, Draw, declare_op, native, pyt
 AVERAGINGS = ("all", "valid", "count")
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_KERNEL_CLASSES = {"cpu": 4096, "cuda": 1024}
+MAX_KERNEL_CLASSES = {"cpu": 4096, "cuda": 512}
 
 
 class LossAndAccuracy(NamedTuple):
