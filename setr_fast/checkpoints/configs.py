@@ -82,7 +82,11 @@ def _inside(path: Path, text: str) -> ForeignConfig | None:
 
 def _only_one(folder: Path) -> ForeignConfig | None:
     found = []
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:  # a folder that may be entered but not listed
+        return None
+    for path in paths:
         if path.suffix in (".py", ".yml", ".yaml") and path.is_file() and path.stat().st_size <= _MAX_BYTES:
             try:
                 found.append(read_config(path))

@@ -84,6 +84,13 @@ def weights_file(path: Path) -> Path:
 
     Raises: CheckpointError where there is none, or more than one.
     """
+    try:
+        return _weights_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: must be a path that can be read, got {error.strerror}; check it") from None
+
+
+def _weights_file(path: Path) -> Path:
     if path.is_dir():
         if _is_native(path):
             return path

@@ -159,6 +159,23 @@ def test_places_that_are_no_files(tmp_path: Path) -> None:
     assert "got nothing" in _line(tmp_path / "locked.pth")
 
 
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    assert "must be a path that can be read" in _line(tmp_path / ("x" * 300))
+    assert "got nothing" in _line(tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("name", ["empty", "zip cut off", "npz bomb", "safetensors overlap", "text among weights"])
+def test_the_command_ends_with_3_and_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.pth").write_bytes(CASES[name][0])
+    command = [sys.executable, "-m", "setr_fast.convert", str(tmp_path / "file.pth"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert CASES[name][1] in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_entries_of_a_zip_may_not_share_bytes(tmp_path: Path) -> None:
     """The densest zip bombs let many entries point at the same bytes."""
     data = bytearray(_npz(a=np.ones(9), b=np.ones(9)))
