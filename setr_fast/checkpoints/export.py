@@ -24,6 +24,7 @@ from setr_fast.models.spec import ModelSpec
 # (pipelines, losses) or not at all; what differs is noted in the certificate.
 _ELSEWHERE = {
     *("name", "class_names", "palette", "mean", "std", "stride", "inference_mode", "image_size", "resize_short"),
+    *("min_short", "resize_rule", "window_rule", "merge"),
     *("dropout", "drop_path", "drop_path_on", "decoder_dropout", "decoder_drop_path", "loss_averaging", "ignore_index"),
     *("aux_weight", "pos_resize", "pos_resize_when", "fit", "resize_to", "cosine_eps"),
 }

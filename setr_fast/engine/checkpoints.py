@@ -11,11 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from setr_fast.checkpoints.load import load
 from setr_fast.errors import CheckpointError
-from setr_fast.models.store import CONFIG_FILE, WEIGHTS_FILE
+from setr_fast.models.model import SegmentationModel
+from setr_fast.models.store import CONFIG_FILE, WEIGHTS_FILE, load_model
 
 if TYPE_CHECKING:
     from setr_fast.data.source import Source
+
+
+def load_checkpoint(path: Path) -> tuple[SegmentationModel, Path]:
+    """Return the model that a path means, and where it lies: a model folder, or a weights file of another code base.
+
+    Raises: CheckpointError where there is none; ConfigError where a file does not say enough: `convert` takes the rest.
+    """
+    if Path(path).is_file() and Path(path).name not in (CONFIG_FILE, WEIGHTS_FILE):
+        return load(path), Path(path)
+    folder = checkpoint_folder(path)
+    return load_model(folder), folder
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -38,13 +51,13 @@ def checkpoint_folder(path: Path) -> Path:
     got = "a folder without them" if path.is_dir() else "a file" if path.exists() else "nothing"
     raise CheckpointError(
         f"{path}: checkpoint must be a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a run folder, got {got}; "
-        "give what `train` or `model.save` wrote"
+        "give what `train` or `model.save` wrote, or a weights file of another code base"
     )
 
 
-def weights_sha256(folder: Path) -> str:
-    """Return the hash of the weights file, in hex."""
-    return _digest(_chunks(folder / WEIGHTS_FILE))
+def weights_sha256(place: Path) -> str:
+    """Return the hash of the weights file, or of that in a model folder, in hex."""
+    return _digest(_chunks(place if place.is_file() else place / WEIGHTS_FILE))
 
 
 def data_sha256(source: Source) -> str:

@@ -21,7 +21,7 @@ from setr_fast.data.folder import list_images
 from setr_fast.data.options import DataConfig
 from setr_fast.data.palette import default_palette
 from setr_fast.data.source import open_source
-from setr_fast.engine.checkpoints import checkpoint_folder
+from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.evaluator import check_classes, evaluate
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.outputs import output_stems
@@ -36,7 +36,6 @@ from setr_fast.files import atomic_folder, atomic_write
 from setr_fast.metrics.options import MetricsConfig
 from setr_fast.metrics.table import score_table
 from setr_fast.metrics.tally import Tally
-from setr_fast.models.store import load_model
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -62,8 +61,8 @@ def eval_command(
         if out.is_dir():
             raise ConfigError(f"out: must be a file, got the folder {out}; name a file in it")
     place = pick_device(device)
-    folder = checkpoint_folder(checkpoint)
-    model = load_model(folder).to(place)
+    model, folder = load_checkpoint(checkpoint)
+    model = model.to(place)
     spec: Any = model.spec
     source = open_source(_with_class_count(data, spec.num_classes), split)
     check_classes(spec, source)
@@ -137,7 +136,7 @@ def predict_command(
     for path in filter(is_video, files):
         require_reader(path)
     place = pick_device(device)
-    model = load_model(checkpoint_folder(checkpoint)).to(place)
+    model = load_checkpoint(checkpoint)[0].to(place)
     _make_folder(out, "out")
     predict_files(model, files, out, inference)
 

@@ -21,6 +21,7 @@ from setr_fast.errors import BackendError
 from setr_fast.ops import _native
 
 REFERENCE = "reference"
+UNTRIED = "never run on a GPU yet: taken only by name, with SETR_FAST_BACKEND"
 MOST_CHOICES = 1024  # remembered per op: pictures of any size may come by
 _PUBLIC = torch.library.Library("setr_fast", "DEF")
 _COMPILED = torch.library.Library("setr_fast_native", "DEF")
@@ -73,8 +74,9 @@ class Backend:
     ``find`` returns the callable or raises BackendError with the reason it is missing. ``accepts`` returns further
     reasons against a call, in words, from nothing but device, dtype and shape of tensors and the other arguments.
     ``error_factor`` is how much larger than the reference's own rounding error
-    (same dtype, against float64) this backend's error may be; ``why`` explains a factor above two. ``note`` is what
-    ``doctor`` adds for the reader.
+    (same dtype, against float64) this backend's error may be; ``why`` explains a factor above two. ``untried``: it has
+    never run on the hardware it is for, so it serves only where it is asked for by name. ``note`` is what ``doctor``
+    adds for the reader.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Backend:
     error_factor: float = 2.0
     why: str = ""
     note: str = ""
+    untried: bool = False
 
 
 def native(
@@ -103,7 +106,10 @@ def native(
             raise BackendError(missing)
         return getattr(torch.ops.setr_fast_native, op_name).default
 
-    return Backend("native", find, device, _as_set(dtypes), accepts, error_factor, why)
+    untried = device == "cuda"  # until results of a card are committed
+    return Backend(
+        "native", find, device, _as_set(dtypes), accepts, error_factor, why, UNTRIED if untried else "", untried
+    )
 
 
 def python(
@@ -118,6 +124,7 @@ def python(
     error_factor: float = 2.0,
     why: str = "",
     note: str = "",
+    untried: bool = False,
 ) -> Backend:
     """Declare a Python callable ``module:function``, imported on first use.
 
@@ -136,7 +143,8 @@ def python(
         function = adapt(function) if adapt is not None else function
         return _on_arrays(function) if arrays else function
 
-    return Backend(name, find, device, _as_set(dtypes), accepts, error_factor, why, note)
+    note = UNTRIED if untried else note
+    return Backend(name, find, device, _as_set(dtypes), accepts, error_factor, why, note, untried)
 
 
 @dataclass
@@ -215,7 +223,7 @@ class Op:
         if preferred not in self._orders:
             first = [b for name in preferred for b in self.backends if b.name == name]
             self._orders[preferred] = (*first, *(b for b in self.backends if b.name not in preferred))
-        return next((b for b in self._orders[preferred] if self._serves(b, args)), None)
+        return next((b for b in self._orders[preferred] if not b.untried and self._serves(b, args)), None)
 
     def _serves(self, candidate: Backend, args: tuple[Any, ...]) -> bool:
         """Return whether there is no refusal: the same checks, but in no words and up to the first that fails."""

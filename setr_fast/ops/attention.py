@@ -205,8 +205,7 @@ def _backward_cost(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: f
     return Cost(bytes=2 * qkv.nbytes + grad.nbytes + out.nbytes + lse.nbytes, flops=10 * B * M * N * N * E)
 
 
-_NOTE = "not the default until measured on this card; SETR_FAST_BACKEND=attention=triton takes it"
-_triton = partial(python, device="cuda", name="triton", accepts=_triton_refuses, note=_NOTE, adapt=_contiguous)
+_triton = partial(python, device="cuda", name="triton", accepts=_triton_refuses, untried=True, adapt=_contiguous)
 
 _op = declare_op(
     "attention(Tensor qkv, float scale) -> (Tensor, Tensor)",

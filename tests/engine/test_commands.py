@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from setr_fast.checkpoints.convert import convert
+from setr_fast.checkpoints.options import ConvertConfig
 from setr_fast.data.options import DataConfig
-from setr_fast.engine import commands
+from setr_fast.engine import checkpoints
 from setr_fast.engine.checkpoints import checkpoint_folder
 from setr_fast.engine.commands import eval_command, pick_device, predict_command, predict_files, tally_for
 from setr_fast.engine.options import InferenceConfig
@@ -25,6 +27,7 @@ from setr_fast.engine.predictor import predict
 from setr_fast.errors import BackendError, CheckpointError, ConfigError, DataError
 from setr_fast.metrics.compare import compare_files
 from setr_fast.metrics.options import MetricsConfig
+from setr_fast.models.model import create_model
 
 INFERENCE = InferenceConfig()
 
@@ -36,7 +39,7 @@ def checkpoint(tmp_path, make_model, monkeypatch) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(commands, "load_model", lambda path: make_model())
+    monkeypatch.setattr(checkpoints, "load_model", lambda path: make_model())
     return folder
 
 
@@ -165,7 +168,7 @@ def test_hash_of_the_data_follows_names_and_content(checkpoint, data):
 
 
 def test_eval_of_built_in_scenes_needs_no_folder(checkpoint, monkeypatch, make_model):
-    monkeypatch.setattr(commands, "load_model", lambda path: make_model(num_classes=8))
+    monkeypatch.setattr(checkpoints, "load_model", lambda path: make_model(num_classes=8))
     result = eval_command(checkpoint, DataConfig(builtin_val=2, builtin_size=32), INFERENCE)
     assert result["images"] == 2
     assert "sky" in result["IoU"]
@@ -371,3 +374,16 @@ def test_a_48_megapixel_picture_is_done_within_a_gigabyte(shared, tmp_path, make
     assert Image.open(tmp_path / "size_8000x6000.png").size == (8000, 6000)
     # picture and overlay 144 MB each, class map 48 MB; all logits at once would be 1536 MB
     assert grown < 1024, f"{grown:.0f} MiB in {time.perf_counter() - started:.0f} s"
+
+
+def test_predict_reads_a_weights_file_of_another_code_base(tmp_path: Path) -> None:
+    model = create_model("segmenter_mask_vit_t16", 5, 64, depth=2, stride=(32, 32))
+    model.save(tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "theirs.pth", ConvertConfig(to="segmenter"))
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for source, out in ((tmp_path / "native", "ours"), (tmp_path / "theirs.pth", "theirs")):
+        predict_command(source, [tmp_path / "a.png"], tmp_path / out, INFERENCE)
+    ours, theirs = (np.array(Image.open(tmp_path / name / "a.png")) for name in ("ours", "theirs"))
+    assert len(np.unique(ours)) > 1
+    np.testing.assert_array_equal(ours, theirs)

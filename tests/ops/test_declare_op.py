@@ -41,6 +41,7 @@ def _backend(name: str, function: Any, **facts: Any) -> Backend:
 
 BACKENDS = (
     Backend("absent", _missing),
+    _backend("untried", _reference, untried=True),
     _backend(
         "small_only", _reference, accepts=lambda x, f: ["takes up to four values, got more"] if x.numel() > 4 else []
     ),
@@ -102,6 +103,21 @@ def test_choice_skips_what_refuses_and_says_why(op: Op) -> None:
     assert op.refusals(_named("double_only"), *args) == ["takes float64, got float32"]
     assert op.choose(*args) == "wrong", "the first that has no reason against it"
     assert op.choose(torch.zeros(2), 1.0) == "small_only"
+
+
+def test_what_has_never_run_on_its_hardware_serves_only_by_name(op: Op) -> None:
+    args = _case(op).make(Draw.on())
+    assert op.refusals(_named("untried"), *args) == []
+    assert op.choose(*args) == "wrong", "the next one without a reason against it"
+    with setr_fast.backend(f"{op.name}=untried"):
+        assert op.choose(*args) == "untried"
+        assert torch.equal(op(*args), _reference(*args))
+
+
+def test_every_cuda_backend_of_ours_waits_for_results_of_a_card() -> None:
+    ours = [b for op in OPS.values() for b in op.backends if b.device == "cuda" and b.name in ("native", "triton")]
+    assert len(ours) >= 8
+    assert all(b.untried and "SETR_FAST_BACKEND" in b.note for b in ours)
 
 
 def test_a_choice_is_remembered_by_shape_and_dtype_and_forcing_goes_before_it(op: Op) -> None:

@@ -79,6 +79,9 @@ def _find(shapes: Shapes) -> Found:
         "mean": _HALF,
         "std": _HALF,
         "cosine_eps": 0.0,
+        "window_rule": "paddleseg",
+        "merge": "logits",
+        "resize_rule": "tensor",
     }
     if not prefix:
         return Found(fields | {"head": "none"}, rows)

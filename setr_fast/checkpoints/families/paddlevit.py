@@ -89,6 +89,7 @@ def _find(shapes: Shapes) -> Found:
         "aux_levels": (),
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
+        "resize_rule": "tensor",
     }
     if not prefix:
         return Found(fields | {"head": "none", "pos_resize": "bilinear"}, rows)

@@ -43,6 +43,7 @@ def _find(shapes: Shapes) -> Found:
         "loss_averaging": "valid",
         "aux_levels": (),
         "cosine_eps": 0.0,
+        "window_rule": "segmenter",
         **NORMALISATION["deit" if fields["distilled"] else "vit"],
     }
     if "decoder.cls_emb" in shapes:
