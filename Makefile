@@ -12,8 +12,9 @@ demo: $(VENV)/installed
 	$(BIN)/python -m setr_fast.train --run-dir $(RUN_DIR)
 	@echo "pictures to look at: $(RUN_DIR)/overlays"
 
+# A worker per core with one thread each; a file's tests stay together, since they share what is slow to set up.
 test: $(VENV)/test-tools
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-gpu: $(VENV)/test-tools
 	$(BIN)/python -m pytest -m gpu

@@ -175,9 +175,8 @@ def _predict(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """Show how the second of two results of `eval` differs from the first, per class and in the mean, and whether that
-    is more than the choice of pictures explains. Exit code 0 whatever the difference; 2 if the two are of other data,
-    other classes or other rules; 3 if a file is no result."""
+    """How the second of two results of `eval` differs from the first, and whether that is more than the choice of
+    pictures explains. Exit code 0 whatever the difference; 2: other data, classes or rules; 3: no result file."""
 
     first: tyro.conf.Positional[Path]
     """Result that `eval --out` wrote."""

@@ -14,8 +14,8 @@ from setr_fast.train.devices import REACHED, Device
 from setr_fast.train.memory import Profile, profile_step
 from setr_fast.train.options import TrainConfig
 
-# glibc keeps freed blocks under 32 MiB: measured 18..27 % on five models (docs/training.md); fixed thresholds: 1..2 %.
-HEAP = 0.22
+# glibc keeps freed blocks under 32 MiB; what that adds varies from run to run (docs/training.md).
+HEAP = 0.16
 SPARE = 0.08  # part of the memory that the allocator, the libraries and the display keep for themselves
 
 

@@ -327,5 +327,5 @@ def test_doctor_says_that_our_kernels_are_not_measured() -> None:
     for name in FORWARD.names()[:-1]:
         assert f" {name} " in rows
     (ours,) = [row for row in rows.splitlines() if " triton " in row]
-    assert "not the default until measured on this card; SETR_FAST_BACKEND=attention=triton takes it" in ours
+    assert "never run on a GPU yet: taken only by name, with SETR_FAST_BACKEND" in ours
     assert "* sdpa_cpu " in rows

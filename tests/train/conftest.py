@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from setr_fast.config import Config
 from setr_fast.data.options import AugmentConfig, DataConfig
 from setr_fast.models.options import ModelConfig
 from setr_fast.train.options import OptimConfig, TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Runs are compared to the bit with those of ranks, which have one thread each: sums depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

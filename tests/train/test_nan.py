@@ -6,15 +6,16 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from setr_fast.config import Config
 from setr_fast.data.loader import step_keys
 from setr_fast.data.scenes import BuiltinScenes
 from setr_fast.errors import ConfigError, DivergedError
+from setr_fast.loss import LossAndAccuracy
 from setr_fast.models.model import SegmentationModel
 from setr_fast.train import checkpoint
 from setr_fast.train.launch import run
@@ -25,14 +26,14 @@ Make = Callable[..., Config]
 
 def _poison(calls: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the loss NaN on these calls, counted from 1."""
-    loss, count = SegmentationModel.loss, [0]
+    judge, count = SegmentationModel.loss_and_accuracy, [0]
 
-    def poisoned(self: SegmentationModel, image: Tensor, label: Tensor) -> Tensor:
+    def poisoned(self: SegmentationModel, *args: Any) -> LossAndAccuracy:
         count[0] += 1
-        value = loss(self, image, label)
-        return value * float("nan") if count[0] in calls else value
+        loss, accuracy = judge(self, *args)
+        return LossAndAccuracy(loss * float("nan") if count[0] in calls else loss, accuracy)
 
-    monkeypatch.setattr(SegmentationModel, "loss", poisoned)
+    monkeypatch.setattr(SegmentationModel, "loss_and_accuracy", poisoned)
 
 
 def _records(run_dir: Path | None, name: str) -> list[dict[str, object]]:

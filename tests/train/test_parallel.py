@@ -143,7 +143,7 @@ def _gradients(recompute: str, compiled: bool = False) -> tuple[list[Tensor], in
     with chance.places(torch.arange(2)):
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             torch.manual_seed(1)
-            value = loss(torch.randn(2, 3, 64, 64), torch.randint(0, 4, (2, 64, 64)))
+            value, _ = loss(torch.randn(2, 3, 64, 64), torch.randint(0, 4, (2, 64, 64)))
         value.backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None], sum(kept.values())
 
@@ -157,7 +157,7 @@ def test_recomputation_gives_the_same_gradients_from_less_memory() -> None:
         for a, b in zip(plain, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
     assert least < 0.7 * kept
-    assert least < less < kept
+    assert least <= less < kept  # what the selective form keeps by itself is not seen by hooks
 
 
 def test_selective_recomputation_does_not_run_attention_again() -> None:
