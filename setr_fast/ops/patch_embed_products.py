@@ -19,7 +19,7 @@ from torch import Tensor
 
 from setr_fast.errors import BackendError
 from setr_fast.ops import _native
-from setr_fast.ops._op import Backend
+from setr_fast.ops._op import UNTRIED, Backend
 from setr_fast.ops.attention import _has_amx
 
 STRIP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
@@ -203,7 +203,7 @@ def backends(direction: str) -> tuple[Backend, ...]:
     every, half = _refusals(first, False), _refusals(first, True)
     note = "the default where the CPU has a matrix unit for bfloat16 (amx_bf16)"
     return (
-        Backend("native", _compiled("cuda", centred), "cuda", dtypes, every),
+        Backend("native", _compiled("cuda", centred), "cuda", dtypes, every, note=UNTRIED, untried=True),
         Backend("native", _compiled("cpu", normalised), "cpu", dtypes, every),
         Backend("native_half", _compiled("cpu", centred), "cpu", dtypes, half, note=note),
     )

@@ -112,6 +112,7 @@ def _mmseg(head: str, values: dict[str, Any], draw: random.Random) -> dict[str, 
 
 def _paddleseg(head: str, values: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     fixed: dict[str, Any] = {"pos_resize": "bicubic", "pos_resize_when": "tokens", "fit": "floor", **HALF}
+    fixed |= {"window_rule": "paddleseg", "merge": "logits", "resize_rule": "tensor"}
     fixed |= {"resize_to": "input", "shared_modules": True, "cosine_eps": 0.0, **_two_thirds(values)}
     if head in ("linear", "mask"):
         fixed |= {"layer_norm_eps": 1e-5, "final_norm_eps": 1e-5, "final_norm": True, "stride": values["image_size"]}
@@ -127,6 +128,7 @@ def _paddleseg(head: str, values: dict[str, Any], draw: random.Random) -> dict[s
 def _paddlevit(head: str, values: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     distilled = head not in ("naive", "pup", "mla") and draw.choice((True, False))
     fixed: dict[str, Any] = {"pos_resize": "none", "resize_to": "input", "distilled": distilled, **_two_thirds(values)}
+    fixed["resize_rule"] = "tensor"
     if head in ("linear", "mask"):
         fixed |= {"final_norm": True, "final_norm_eps": 1e-5, "cosine_eps": 0.0, "stride": values["image_size"]}
         fixed |= {} if distilled else HALF
@@ -144,6 +146,7 @@ def _paddlevit(head: str, values: dict[str, Any], draw: random.Random) -> dict[s
 def _segmenter(head: str, values: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     distilled = draw.choice((True, False))
     fixed: dict[str, Any] = {"layer_norm_eps": 1e-5, "final_norm_eps": 1e-5, "final_norm": True, "cosine_eps": 0.0}
+    fixed |= {"window_rule": "segmenter"}
     fixed |= {"pos_resize_when": "tokens", "distilled": distilled, **(ROUNDED if distilled else HALF)}
     if head == "mask":  # heads are the width // 64
         fixed |= {"decoder_width": 64 * draw.choice((1, 2))}
