@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from setr_fast.cli import main
 from setr_fast.config import Config
 from setr_fast.errors import EXIT_ENVIRONMENT, EXIT_LOST, EXIT_RESUME, BackendError, ConfigError
+from setr_fast.models.store import load_model
 from setr_fast.train import checkpoint, saver
 from setr_fast.train.folder import locked
 from setr_fast.train.launch import run
@@ -198,3 +200,15 @@ def _until(what: Callable[[], object], seconds: float = 90.0) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+def test_consolidate_gives_the_weights_of_the_newest_checkpoint_as_a_model_folder(tiny: Make, tmp_path: Path) -> None:
+    config = tiny("sharded", steps=2, validate_every=2, fsdp=True)
+    run_ranks(2, config, tmp_path / "log")
+    assert main(["consolidate", str(config.run_dir), "--out", str(tmp_path / "model"), "--weights", "raw"]) == 0
+    state = load_model(tmp_path / "model").state_dict()
+    saved = checkpoint.read_tensors(checkpoint.complete(_folder(config))[-1])
+    weights = {name.removeprefix("weights/"): value for name, value in saved.items() if name.startswith("weights/")}
+    assert weights
+    for name, value in weights.items():
+        assert torch.equal(state[name], value), name
