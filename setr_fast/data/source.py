@@ -68,11 +68,17 @@ class FolderSource:
         sample = self.samples[index]
         assert sample.mask is not None
         image = read_image(sample.image, self._reader.max_pixels)
-        label = self._reader.read(sample.mask)
+        label = self.read_label(index)
         fault = size_fault(sample, (image.shape[0], image.shape[1]), (label.shape[0], label.shape[1]))
         if fault is not None:
             raise FaultError(fault)
         return image, label
+
+    def read_label(self, index: int) -> np.ndarray:
+        """Return the training ids of a sample alone, uint8 [H, W]: for counting them."""
+        mask = self.samples[index].mask
+        assert mask is not None
+        return self._reader.read(mask)
 
 
 def open_source(config: DataConfig, split: str, classes: ClassTable | None = None) -> Source:
