@@ -29,7 +29,7 @@ VERBS = {"eval", "predict", "compare", "consolidate", "convert", "plan", "doctor
 FREE = {"cli", "report", "__init__", "__main__"} | VERBS
 EXCEPTIONS = {("models/model.py", "engine")}  # SegmentationModel.predict hands itself to the predictor
 LIGHT = [
-    "cli.py",
+    *(f"cli/{p.name}" for p in sorted((PACKAGE / "cli").glob("*.py"))),
     "config.py",
     "errors.py",
     "models/catalog.py",
