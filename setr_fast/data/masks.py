@@ -74,16 +74,31 @@ class MaskReader:
         columns = config.image_column, config.label_column
         return cls(classes, config.label_offset, config.ignore_index, rgb, config.max_pixels, config.crop_box, columns)
 
-    def load(self, sample: Sample) -> Mask:
-        """Return the ids of a sample's mask as stored (for colour masks, those of the class table)."""
-        return stored_mask(sample, self.max_pixels, self.box, self.columns, self.classes if self.colours else None)
+    def load(self, path: Path, data: bytes | None = None) -> Mask:
+        """Return a mask's ids as stored (for colour masks, those of the class table)."""
+        if self.colours:
+            return Mask(read_colour_mask(path, self.classes, self.max_pixels, data), None)
+        return load_mask(path, self.max_pixels, data)
 
-    def read(self, sample: Sample) -> np.ndarray:
-        """Return a sample's mask as training ids, uint8 [H, W], 255 where ignored.
+    def read(self, path: Path, data: bytes | None = None) -> np.ndarray:
+        """Return a mask as training ids, uint8 [H, W], 255 where ignored. ``data``: its bytes, where ``path`` only says
+        whose they are.
 
         Raises: FaultError naming the file and the ids that are not legal.
         """
-        ids = self.load(sample).ids
+        return self.trained(path, self.load(path, data).ids)
+
+    def read_sample(self, sample: Sample) -> np.ndarray:
+        """Return a sample's mask as training ids, wherever it is stored, and cut as its picture is.
+
+        Raises: FaultError as ``read``.
+        """
+        colours = self.classes if self.colours else None
+        ids = stored_mask(sample, self.max_pixels, self.box, self.columns, colours).ids
+        return self.trained(mask_path(sample), ids)
+
+    def trained(self, path: Path, ids: np.ndarray) -> np.ndarray:
+        """Return the training ids, uint8, that stored ones stand for. ``path``: whose they are, for the message."""
         if ids.dtype == np.uint8:
             labels = self.lookup[:256][ids]
         elif ids.dtype == np.uint16:
@@ -91,7 +106,7 @@ class MaskReader:
         else:
             labels = np.where((ids >= 0) & (ids < 65536), self.lookup[ids & 0xFFFF], np.uint8(ILLEGAL))
         if (labels == ILLEGAL).any():
-            fault = self.judge(mask_path(sample), histogram(ids))
+            fault = self.judge(path, histogram(ids))
             assert fault is not None
             raise FaultError(fault)
         return labels

@@ -77,7 +77,7 @@ class FolderSource:
 
     def read_label(self, index: int) -> np.ndarray:
         """Return the training ids of a sample alone, uint8 [H, W]: for counting them."""
-        return self._masks.read(self.samples[index])
+        return self._masks.read_sample(self.samples[index])
 
 
 def open_source(config: DataConfig, split: str, classes: ClassTable | None = None) -> Source:

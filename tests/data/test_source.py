@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from setr_fast.data.classes import ClassTable
-from setr_fast.data.folder import Sample
 from setr_fast.data.masks import MaskReader, histogram, read_colour_mask
 from setr_fast.data.options import DataConfig
 from setr_fast.data.source import FolderSource, open_source
@@ -78,15 +77,13 @@ def test_illegal_ids_name_the_file_and_the_ids(tmp_path: Path, mask: np.ndarray,
 def test_ids_beyond_sixteen_bits_are_illegal_not_wrapped(tmp_path: Path) -> None:
     Image.fromarray(ids(0, 65536, -1, dtype=np.int32)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"got -1 \(1 pixels\), 65536 \(1 pixels\)"):
-        MaskReader(ClassTable.numbered(2)).read(Sample("a", tmp_path / "a.tif", tmp_path / "a.tif"))
+        MaskReader(ClassTable.numbered(2)).read(tmp_path / "a.tif")
     for value in (65536, 65537, -65535):
         Image.fromarray(ids(0, value, dtype=np.int32)).save(tmp_path / "a.tif")
         with pytest.raises(DataError, match=str(value)):
-            MaskReader(ClassTable.numbered(2)).read(Sample("a", tmp_path / "a.tif", tmp_path / "a.tif"))
+            MaskReader(ClassTable.numbered(2)).read(tmp_path / "a.tif")
     Image.fromarray(ids(0, 1, 255, dtype=np.int32)).save(tmp_path / "b.tif")
-    assert MaskReader(ClassTable.numbered(2)).read(Sample("b", tmp_path / "b.tif", tmp_path / "b.tif")).tolist() == [
-        [0, 1, 255]
-    ]
+    assert MaskReader(ClassTable.numbered(2)).read(tmp_path / "b.tif").tolist() == [[0, 1, 255]]
 
 
 def test_picture_and_mask_of_different_size_are_never_resized(tmp_path: Path) -> None:
