@@ -166,14 +166,14 @@ def _counted(
 
 def check_command(config: DataConfig) -> int:
     """Print what a check of ``config.root`` finds; return the exit code, 3 if there is any error."""
-    with _bar() as show:
+    with progress_bar("checking") as show:
         report = check_folder(config, progress=show)
     print(format_report(report), flush=True)
     return EXIT_DATA if report.errors else EXIT_OK
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """Yield what draws the progress on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -181,7 +181,7 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
