@@ -36,6 +36,27 @@ class DataConfig:
     """End of a picture's stem that its mask's does not have, e.g. '_leftImg8bit'."""
     mask_suffix: str = ""
     """What a mask's stem has beyond its picture's, e.g. '_mask'."""
+    channels: int = 3
+    """Channels of a picture. Beyond the three colours: RGBA files (4), .npy arrays [H, W, C], or --data.extra."""
+    extra: str | None = None
+    """Folder beside the pictures' that holds each picture's further channels under its stem, e.g. thermal."""
+    extra_range: tuple[float, float] | None = None
+    """Numbers that become 0 and 255 where arrays are floating-point; none: the extremes of each array."""
+    extra_mean: tuple[float, ...] = (127.5,)
+    """Mean that is subtracted from further channels, one number for all or one each, 0..255."""
+    extra_std: tuple[float, ...] = (127.5,)
+    """Standard deviation that they are divided by."""
+    crop_box: tuple[int, int, int, int] | None = None
+    """Part of every picture and mask that is used: left, top, right, bottom, in pixels (DADA-seg's black bars)."""
+    image_column: str | None = None
+    """Column of a Parquet or Arrow table that holds the pictures; none: image, img, ..."""
+    label_column: str | None = None
+    """Column that holds the masks; none: label, annotation, mask, ..."""
+    sampling: Literal["uniform", "rare_classes"] = "uniform"
+    """uniform: every picture once per epoch; rare_classes: a class is drawn first, the rarer the likelier, then one of
+    the pictures that show it (DAFormer)."""
+    rare_temperature: float = 0.01
+    """Of rare_classes: the lower, the more the rarest classes are preferred."""
     check: Literal["full", "headers", "off"] = "full"
     """How much of every file is verified before the first step."""
     workers: int | None = None
@@ -57,6 +78,24 @@ class DataConfig:
                     object.__setattr__(self, name, value)
         if self.num_classes is not None and not 2 <= self.num_classes <= 254:
             raise ConfigError(f"data.num_classes: must be 2..254, got {self.num_classes}")
+        if not 3 <= self.channels <= 64:
+            raise ConfigError(f"data.channels: must be 3..64, got {self.channels}")
+        for name, values in (("extra_mean", self.extra_mean), ("extra_std", self.extra_std)):
+            if len(values) not in (1, self.channels - 3):
+                raise ConfigError(f"data.{name}: must be one number, or one per further channel, got {len(values)}")
+        if min(self.extra_std) <= 0 or not self.rare_temperature > 0:
+            got = f"{self.extra_std} and {self.rare_temperature}"
+            raise ConfigError(f"data: extra_std and rare_temperature must be positive, got {got}")
+        if self.extra is not None and (self.channels == 3 or "/" in self.extra or self.extra in ("", ".", "..")):
+            raise ConfigError(
+                f"data.extra: must be a folder's plain name beside --data.channels 4 or more, got {self.extra!r}"
+            )
+        if self.extra_range is not None and not self.extra_range[0] < self.extra_range[1]:
+            raise ConfigError(f"data.extra_range: must be low < high, got {self.extra_range}")
+        if self.crop_box is not None:
+            left, top, right, bottom = self.crop_box
+            if min(left, top) < 0 or right <= left or bottom <= top:
+                raise ConfigError(f"data.crop_box: must be 0 <= left < right, top < bottom, got {self.crop_box}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
         if min(self.builtin_train, self.builtin_val) < 1 or self.builtin_size < 32:

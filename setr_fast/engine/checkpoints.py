@@ -68,14 +68,20 @@ def data_sha256(source: Source) -> str:
 
     def parts() -> Iterator[bytes]:
         samples = getattr(source, "samples", None)
+        whole: set[Path] = set()  # files of several samples, which are hashed once
         for index, name in enumerate(source.names):
             yield f"\0{name}\0".encode("utf-8", "surrogateescape")
             if samples is None:
                 for array in source.read(index):
                     yield repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()
                 continue
-            for path in (samples[index].image, samples[index].mask):
-                if path is not None:
+            sample = samples[index]
+            if sample.part is not None:
+                yield f"\0{sample.part}\0".encode()
+            for path in (sample.image, sample.mask, sample.extra):
+                if path is not None and path not in whole:
+                    if sample.part is not None:
+                        whole.add(path)
                     yield f"\0{path.stat().st_size}\0".encode()
                     yield from _chunks(path)
 
