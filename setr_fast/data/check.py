@@ -26,6 +26,7 @@ from setr_fast.data.options import DataConfig
 from setr_fast.data.report import Report as Report
 from setr_fast.data.report import SplitFacts
 from setr_fast.data.report import format_report as format_report
+from setr_fast.data.shard_check import check_shards
 from setr_fast.data.source import (
     THREADS,
     classes_of_ids,
@@ -213,7 +214,8 @@ def check_command(config: DataConfig) -> int:
         end = "\n" if done == total else ""
         print(f"\r{done} of {total} pairs", end=end, file=sys.stderr, flush=True)
 
-    report = check_folder(config, progress=show if sys.stderr.isatty() else None)
+    told = show if sys.stderr.isatty() else None
+    report = check_shards(config, told) if config.shards is not None else check_folder(config, progress=told)
     print(format_report(report), flush=True)
     return EXIT_DATA if report.errors else EXIT_OK
 

@@ -18,12 +18,14 @@ _MANY_IDS = 16
 """More illegal ids than this in one mask look like smoothing or compression, not like a forgotten class."""
 
 
-def read_colour_mask(path: Path, classes: ClassTable, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_colour_mask(
+    path: Path, classes: ClassTable, max_pixels: int = MAX_PIXELS, data: bytes | None = None
+) -> np.ndarray:
     """Return the ids, uint16 [H, W], of a mask that holds the class table's colours.
 
     Raises: FaultError if any pixel has another colour; the commonest of those are named.
     """
-    pixels = load_colours(path, max_pixels).astype(np.int32)
+    pixels = load_colours(path, max_pixels, data).astype(np.int32)
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     table = sorted((r << 16 | g << 8 | b, value) for (r, g, b), value in classes.colour_ids().items())
     colours = np.array([colour for colour, _ in table], np.int32)
@@ -65,18 +67,19 @@ class MaskReader:
         rgb = config.mask_colours == "rgb"
         return cls(classes, config.label_offset, config.ignore_index, rgb, config.max_pixels)
 
-    def load(self, path: Path) -> Mask:
+    def load(self, path: Path, data: bytes | None = None) -> Mask:
         """Return a mask's ids as stored (for colour masks, those of the class table)."""
         if self.colours:
-            return Mask(read_colour_mask(path, self.classes, self.max_pixels), None)
-        return load_mask(path, self.max_pixels)
+            return Mask(read_colour_mask(path, self.classes, self.max_pixels, data), None)
+        return load_mask(path, self.max_pixels, data)
 
-    def read(self, path: Path) -> np.ndarray:
-        """Return a mask as training ids, uint8 [H, W], 255 where ignored.
+    def read(self, path: Path, data: bytes | None = None) -> np.ndarray:
+        """Return a mask as training ids, uint8 [H, W], 255 where ignored. ``data``: its bytes, where ``path`` only says
+        whose they are.
 
         Raises: FaultError naming the file and the ids that are not legal.
         """
-        ids = self.load(path).ids
+        ids = self.load(path, data).ids
         if ids.dtype == np.uint8:
             labels = self.lookup[:256][ids]
         elif ids.dtype == np.uint16:
