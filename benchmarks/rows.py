@@ -101,11 +101,13 @@ class Circumstances:
     commit: str
     dirty: bool
     ceilings: dict[str, float]
-    """Of this run: copy_gigabytes_per_second, float32_teraflops, bfloat16_teraflops, ..."""
+    """Of this run: copy_gigabytes_per_second, float32_teraflops, ..., and ``others``, which disturbed these."""
     others: float | None
     """Share of all processors that other processes had meanwhile; ``steal``: other guests of the host."""
     steal: float | None
     disturbed: bool
+    seed: int
+    """Of the random inputs: ``pytest benchmarks/ --seed N`` draws them again."""
 
 
 def refusal(row: dict[str, Any]) -> str:
@@ -125,6 +127,18 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and content of each line; of older op rows with today's names."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
         yield number, upgraded(json.loads(line))
+
+
+def believed(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return all lines that may be shown, oldest file first, and why each of the others may not."""
+    rows, refused = [], []
+    for path in sorted(folder.rglob("*.jsonl")):
+        for number, row in read(path):
+            if why := refusal(row):
+                refused.append(f"{path.name}:{number}: refused, {why}")
+            else:
+                rows.append(row)
+    return rows, refused
 
 
 def upgraded(row: dict[str, Any]) -> dict[str, Any]:
