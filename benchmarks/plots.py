@@ -34,7 +34,7 @@ def _plots(rows: list[Row]) -> list[tuple[str, str, list[Row], Any]]:
     chosen = [row for row in measured if row.get("chosen") and "reference" in row["ratios"]]
     roof = [row for row in measured if row.get("chosen") and row.get("flops") and row.get("bytes")]
     memory = [row for row in measured if isinstance(row.get("peak_extra_bytes"), int)]
-    ladder = [row for row in rows if row["kind"] == "ladder"]
+    ladder = [row for row in rows if row["kind"] == "model" and row.get("agreement") is not None]
     return [
         ("Times faster than the reference", f"{machine}-speed.svg", chosen, _speed),
         ("Share of what the machine reaches", f"{machine}-roofline.svg", roof, _roofline),
@@ -120,13 +120,14 @@ def _memory(axes: Any, rows: list[Row]) -> None:
 
 
 def _ladder(axes: Any, rows: list[Row]) -> None:
-    """Draw the steps of each model from the reference on, with the share of pixels that still agree."""
+    """Draw the sides of each model from the reference on, in their order, with the share of pixels that agree."""
     rows = sorted(rows, key=lambda row: (row["name"], row["case"], row["line"]))
     speeds = [row["ratios"].get("reference", {"median": 1.0})["median"] for row in rows]
-    axes.barh(range(len(rows)), speeds, color=[OTHER if row["side"] == "reference" else USED for row in rows])
+    colours = [USED if row.get("chosen") else OTHER for row in rows]
+    axes.barh(range(len(rows)), speeds, color=colours)
     axes.set_yticks(range(len(rows)), [f"{row['name']} {row['case']}: {row['side']}" for row in rows])
     for place, (row, speed) in enumerate(zip(rows, speeds, strict=True)):
         axes.annotate(f" {speed:.2f}x, {row['agreement']:.2%} agree", (speed, place), va="center", fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("times faster than the reference, fp32, eager; share of pixels with the reference's class")
+    axes.set_xlabel("times faster than the reference, fp32, eager; share of pixels with the class of float64")
     _tall(axes, len(rows))

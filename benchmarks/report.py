@@ -22,7 +22,6 @@ LOSS = 0.97  # below this share of the fastest side's speed a row counts as lost
 TITLES = {
     "op": "Ops",
     "model": "Models",
-    "ladder": "What each step brings",
     "job": "Jobs: files in, result out",
     "peer": "Beside other code bases",
 }
@@ -93,7 +92,7 @@ def fastest_other(row: Row) -> tuple[str, dict[str, float]] | None:
 
 
 def summary(rows: list[Row]) -> str:
-    """Return README's tables: trained models, then the used side of every comparison but ladders."""
+    """Return README's tables: trained models, then the used side of every comparison."""
     parts = []
     if trained := [row for row in rows if row["kind"] == "trained"]:
         parts.append(_trained(trained))

@@ -129,7 +129,7 @@ def test_plots_are_drawn_where_there_are_rows_for_them(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install -e .[report]")
     from benchmarks import plots
 
-    step = {"kind": "ladder", "name": "vit", "direction": "inference", "agreement": 1.0}
+    step = {"kind": "model", "name": "vit", "direction": "inference", "agreement": 1.0}
     reference = _row(side="reference", chosen=False, peak_extra_bytes=2**24, ratios={"native": _spread(0.33)})
     _write(tmp_path / "1.jsonl", _row(), reference, _row(**step), _row(**step, side="bf16"))
     rows = report.newest(report.read_rows(tmp_path))
