@@ -70,9 +70,9 @@ def _listed(files: Files, scan: Scan, listing: Path) -> Scan:
     wanted = {key_of(entry.picture) for entry in entries}
     result = Scan(faults=faults, listing=listing)
     result.faults += [
-        fault for fault in scan.faults if key_of(split_name(fault.path.name)[0].removesuffix(files.cut)) in wanted
+        fault for fault in scan.faults if key_of(split_name(Path(fault.path).name)[0].removesuffix(files.cut)) in wanted
     ]
-    missed = {key_of(split_name(fault.path.name)[0].removesuffix(files.cut)) for fault in scan.faults}
+    missed = {key_of(split_name(Path(fault.path).name)[0].removesuffix(files.cut)) for fault in scan.faults}
     for entry in entries:
         key = key_of(entry.picture)
         if key in there:

@@ -192,7 +192,7 @@ def windows_of(spec: Any, size: tuple[int, int], config: InferenceConfig) -> tup
 
 def channels_of(model: nn.Module) -> int:
     """Return how many channels a model's pictures have; one that does not say takes three."""
-    return int(getattr(model.spec, "in_chans", 3))  # type: ignore[arg-type]
+    return int(getattr(model.spec, "in_chans", 3))
 
 
 def _pixels(image: Picture | Tensor, model: nn.Module) -> tuple[Pixels, tuple[int, int]]:
