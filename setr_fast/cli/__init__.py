@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("data:run", "check DIR: find every fault of a data set; weights, prepare, coco, list: see data --help"),
     "models": ("lists:models", "names that --model.name takes"),
     "recipes": ("lists:recipes", "names that --recipe takes"),
+    "bench": ("bench:run", "time the backends of each op and say which this machine should use"),
     "doctor": ("lists:doctor", "what was compiled, and which backend each op uses on this machine"),
 }
 

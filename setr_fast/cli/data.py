@@ -1,4 +1,4 @@
-"""``setr-fast data``: check, weights, prepare, coco and list."""
+"""``setr-fast data``: check, weights, prepare, coco, shards and list."""
 
 from __future__ import annotations
 
@@ -51,16 +51,30 @@ class CocoArguments:
     """Folder for the masks."""
 
 
+@dataclass(frozen=True)
+class ShardsArguments:
+    """Write a data set as WebDataset shards: pictures as they are, masks as training ids, classes.csv, and an index."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder for the shards, train-000000.tar and so on; --data.shards takes it."""
+    data: DataConfig = field(default_factory=DataConfig)
+    mib: int = 512
+    """Largest size of a shard."""
+    splits: tuple[str, ...] = ()
+    """Splits to write; none: those to train and to validate on."""
+
+
 USAGE = """\
 usage: setr-fast data check DIR [--data.classes FILE ...]     every fault of a data set
        setr-fast data weights DIR [--split train ...]         class frequencies, and loss weights made of them
        setr-fast data prepare NAME DIR                        what a data set's own instructions ask for
        setr-fast data coco ANNOTATIONS.json OUT               masks out of polygons and run lengths
+       setr-fast data shards DIR OUT [--mib 512 ...]          WebDataset shards of a folder
        setr-fast data list                                    layouts and data sets that are read"""
 
 
 def run(argv: list[str]) -> int:
-    verbs = {"weights": _weights, "prepare": _prepare, "coco": _coco}
+    verbs = {"weights": _weights, "prepare": _prepare, "coco": _coco, "shards": _shards}
     if argv and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
     if argv and argv[0] == "list":
@@ -72,8 +86,8 @@ def run(argv: list[str]) -> int:
         print(USAGE)
         return EXIT_OK if argv and argv[0] in ("-h", "--help") else EXIT_USAGE
     config = parse(CheckArguments, _with_root(argv[1:]), "data check").data
-    if config.root is None:
-        raise ConfigError("data check: needs the folder to look at; see --help")
+    if config.root is None and config.shards is None:
+        raise ConfigError("data check: needs the folder to look at, or --data.shards; see --help")
     from setr_fast.data.check import check_command
 
     return check_command(config)
@@ -111,4 +125,19 @@ def _coco(argv: list[str]) -> int:
     with progress_bar("drawing") as show:
         done = carry_out(coco_jobs(a.annotations, a.out), show)
     print(done)
+    return EXIT_OK
+
+
+def _shards(argv: list[str]) -> int:
+    plain = [place for place, text in enumerate(argv) if not text.startswith("-")]
+    if plain[:2] == [0, 1]:
+        argv = ["--data.root", *argv]
+    arguments = parse(ShardsArguments, argv, "data shards")
+    if arguments.mib < 1:
+        raise ConfigError(f"data shards: --mib must be 1 or more, got {arguments.mib}")
+    from setr_fast.data.shard_write import write_shards
+
+    config = arguments.data
+    for line in write_shards(config, arguments.out, arguments.splits, arguments.mib * 2**20):
+        print(line, flush=True)
     return EXIT_OK

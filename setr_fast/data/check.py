@@ -26,6 +26,7 @@ from setr_fast.data.report import Report as Report
 from setr_fast.data.report import SplitFacts
 from setr_fast.data.report import format_report as format_report
 from setr_fast.data.scan import data_root, holds, scan, splits_there
+from setr_fast.data.shard_check import check_shards
 from setr_fast.data.source import classes_of_ids, count_classes, largest_training_id, stated_classes
 from setr_fast.data.verdict import judge
 from setr_fast.errors import EXIT_DATA, EXIT_OK
@@ -167,7 +168,7 @@ def _counted(
 def check_command(config: DataConfig) -> int:
     """Print what a check of ``config.root`` finds; return the exit code, 3 if there is any error."""
     with progress_bar("checking") as show:
-        report = check_folder(config, progress=show)
+        report = check_shards(config, show) if config.shards is not None else check_folder(config, progress=show)
     print(format_report(report), flush=True)
     return EXIT_DATA if report.errors else EXIT_OK
 

@@ -16,6 +16,21 @@ class DataConfig:
 
     root: Path | None = None
     """Folder with {split}/{images,masks} or images/{split} + labels/{split}; none: the built-in scenes."""
+    shards: str | None = None
+    """WebDataset shards instead of a folder, on disk or by http: a folder that `setr-fast data shards` wrote (both
+    splits), an index .json, or a pattern such as train-{000000..000063}.tar."""
+    val_shards: str | None = None
+    """Shards to validate on, where --data.shards names those of one split."""
+    shard_picture: str = ""
+    """End of a picture's name in a shard, such as jpg; none: told by the names."""
+    shard_mask: str = ""
+    """End of a mask's name in a shard, such as seg.png; none: told by the names."""
+    shard_mix: int = 16
+    """Shards whose samples are mixed; an epoch takes the shards in groups of as many, in random order."""
+    shard_cache: Path | None = None
+    """Folder that fetched shards are kept in; none: setr_fast/shards in the user's cache folder."""
+    shard_cache_gib: float = 64.0
+    """Largest size of that folder; it has to hold the shards that are mixed, twice."""
     dataset: str | None = None
     """Known data set in its official layout (see `setr-fast data list`); it sets what is left at its default here."""
     train_split: str = "train"
@@ -96,6 +111,13 @@ class DataConfig:
             left, top, right, bottom = self.crop_box
             if min(left, top) < 0 or right <= left or bottom <= top:
                 raise ConfigError(f"data.crop_box: must be 0 <= left < right, top < bottom, got {self.crop_box}")
+        if self.shards is not None and self.root is not None:
+            raise ConfigError("data.shards: must not be given together with data.root; leave one of them out")
+        if self.val_shards is not None and self.shards is None:
+            raise ConfigError("data.val_shards: must come with data.shards, the shards to train on")
+        if self.shard_mix < 1 or not self.shard_cache_gib > 0:
+            got = f"{self.shard_mix} and {self.shard_cache_gib}"
+            raise ConfigError(f"data: shard_mix must be 1 or more and shard_cache_gib positive, got {got}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
         if min(self.builtin_train, self.builtin_val) < 1 or self.builtin_size < 32:

@@ -81,10 +81,14 @@ class FolderSource:
 
 
 def open_source(config: DataConfig, split: str, classes: ClassTable | None = None) -> Source:
-    """Return the samples of a split: the folder ``config.root``, or built-in scenes where there is none.
+    """Return the samples of a split: ``config.shards``, the folder ``config.root``, or built-in scenes without either.
 
     ``classes``: those of the folder if they are known, as ``check.verify`` returns them; else they are looked up.
     """
+    if config.shards is not None:
+        from setr_fast.data.shard_source import ShardSource
+
+        return ShardSource(config, split, classes)
     if config.root is not None:
         return FolderSource(config, split, classes)
     from setr_fast.data.scenes import BuiltinScenes

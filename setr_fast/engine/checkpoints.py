@@ -88,15 +88,18 @@ def data_sha256(source: Source) -> str:
     return _digest(parts())
 
 
+PLACES = ("root", "classes", "workers", "shards", "val_shards", "shard_mix", "shard_cache", "shard_cache_gib")
+
+
 def settings_sha256(settings: Any) -> str:
     """Return the hash of settings as canonical JSON: sorted keys, no blanks.
 
-    Where the files lay (``data.root``, ``data.classes``) and how many processes read them is not in it: the same
-    evaluation on another machine has the same hash.
+    Where the files lay (``data.root``, ``data.shards``, ``data.classes``) and how many processes read them is not in
+    it: the same evaluation on another machine has the same hash.
     """
     kept = dict(settings)
     if isinstance(kept.get("data"), dict):
-        kept["data"] = {key: value for key, value in kept["data"].items() if key not in ("root", "classes", "workers")}
+        kept["data"] = {key: value for key, value in kept["data"].items() if key not in PLACES}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
