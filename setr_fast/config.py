@@ -83,6 +83,10 @@ class Published:
     """One scale, not mirrored."""
     miou_multi_scale: float | None = None
     """Several scales and mirrored pictures."""
+    dice: float | None = None
+    """Mean Dice coefficient, where that is what they report."""
+    mae: float | None = None
+    """Mean absolute error, likewise; a share, not in percent."""
     scales: tuple[float, ...] | None = None
     """Those scales."""
     source: str = ""
@@ -103,6 +107,8 @@ def recipe_lines() -> list[str]:
     for name in recipe_names():
         config, result = read_config(recipe_path(name), Config()), published(name)
         scores = ["-" if score is None else f"{score:.2f}" for score in (result.miou, result.miou_multi_scale)]
+        if result.dice is not None or result.mae is not None:
+            scores[0] = f"Dice {result.dice:.2f}" if result.dice is not None else f"MAE {result.mae:.3f}"
         crop = "x".join(map(str, config.augment.crop))
         schedule = f"{config.train.steps} x {config.train.batch_size}"
         data = config.data.dataset or "your own"

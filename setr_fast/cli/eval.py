@@ -10,6 +10,7 @@ import tyro
 
 from setr_fast.cli._parse import given, parse, run_of
 from setr_fast.config import Config, read_config, recipe_path
+from setr_fast.data.known import known_set
 from setr_fast.data.options import DataConfig
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import EXIT_OK
@@ -39,10 +40,15 @@ def run(argv: list[str]) -> int:
     run = run_of(given(argv, "checkpoint"))
     if recipe := given(argv, "recipe"):
         run = read_config(recipe_path(recipe), Config())
-    default = EvalArguments(tyro.MISSING, run.data, run.inference, MetricsConfig(), split=run.data.val_split)
+    default = EvalArguments(tyro.MISSING, run.data, run.inference, _metrics_of(run), split=run.data.val_split)
     a = parse(EvalArguments, argv, "eval", default=default)
     from setr_fast.engine.commands import eval_command
 
     split = a.split if given(argv, "split") else a.data.val_split  # a known set may call it otherwise
     eval_command(a.checkpoint, a.data, a.inference, a.scoring, split=split, out=a.out, device=a.device)
     return EXIT_OK
+
+
+def _metrics_of(run: Config) -> MetricsConfig:
+    """Return the scoring that a known data set's papers report."""
+    return MetricsConfig(metrics=known_set(run.data.dataset).metrics) if run.data.dataset else MetricsConfig()  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from setr_fast.data.lists import Entry, is_picture_name, key_of, leads_outside, 
 Stems = Mapping[str, list[Path]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """A picture and the mask that belongs to it. ``name`` is the picture's stem, or its path where stems repeat.
 

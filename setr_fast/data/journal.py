@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from pathlib import Path
 
 from setr_fast.data.folder import Sample
 from setr_fast.data.inspection import Inspection, Inspector, stamp
+from setr_fast.errors import SetrFastError
 
 logger = logging.getLogger("setr_fast")
 
@@ -27,6 +30,7 @@ KEPT_FROM = 1000
 PROCESSES_FROM = 400
 """Samples from which processes, half a second each to start, are quicker than threads."""
 _CHUNK = 32
+_UNDER_WAY = 4 * (os.cpu_count() or 1)
 _COMMIT_SECONDS = 1.0
 
 
@@ -74,7 +78,7 @@ class Journal:
             yield done
         written = time.monotonic()
         for chunk, texts in _inspected(self._inspector, new):
-            rows = [(str(sample.where), stamp(sample), text) for sample, text in zip(chunk, texts, strict=True)]
+            rows = [(_key(sample), stamp(sample), text) for sample, text in zip(chunk, texts, strict=True)]
             self._base.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", rows)
             if time.monotonic() - written > _COMMIT_SECONDS:
                 self._base.commit()
@@ -85,13 +89,17 @@ class Journal:
 
     def _is_known(self, sample: Sample) -> bool:
         assert self._base is not None
-        row = self._base.execute("SELECT stamp FROM found WHERE sample = ?", (str(sample.where),)).fetchone()
+        row = self._base.execute("SELECT stamp FROM found WHERE sample = ?", (_key(sample),)).fetchone()
         return row is not None and row[0] == stamp(sample)
 
     def _text(self, sample: Sample) -> str | None:
         assert self._base is not None
-        row = self._base.execute("SELECT text FROM found WHERE sample = ?", (str(sample.where),)).fetchone()
+        row = self._base.execute("SELECT text FROM found WHERE sample = ?", (_key(sample),)).fetchone()
         return None if row is None else str(row[0])
+
+
+def _key(sample: Sample) -> bytes:
+    return os.fsencode(sample.where)  # bytes: names need not be UTF-8
 
 
 def _opened(path: Path) -> sqlite3.Connection | None:
@@ -113,33 +121,48 @@ def _opened(path: Path) -> sqlite3.Connection | None:
 
 
 def _prepared(base: sqlite3.Connection) -> sqlite3.Connection:
-    # A path that is no UTF-8 must not end the check: its bytes are kept as they are in Python's own text.
-    base.text_factory = lambda data: data.decode("utf-8", "surrogatepass")
-    base.execute("CREATE TABLE IF NOT EXISTS found (sample TEXT PRIMARY KEY, stamp TEXT, text TEXT) WITHOUT ROWID")
+    base.execute("CREATE TABLE IF NOT EXISTS found (sample BLOB PRIMARY KEY, stamp TEXT, text TEXT) WITHOUT ROWID")
     return base
 
 
 def _inspected(inspector: Inspector, samples: list[Sample]) -> Iterator[tuple[list[Sample], list[str]]]:
-    """Yield chunks of samples with what was found, as they are done; only a few chunks are under way at a time."""
+    """Yield chunks of samples with what was found, as they are done."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    many = len(samples) >= PROCESSES_FROM and cores > 1 and inspector.level == "full"
-    size = _CHUNK if many else 1
+    if len(samples) < PROCESSES_FROM or cores == 1 or inspector.level != "full":
+        # Pillow decodes without holding the interpreter's lock.
+        yield from _through(ThreadPoolExecutor(4), inspector, samples, 1)
+        return
+    # Spawned: a fork would copy locks of other threads, and a fork server would lack what the loader's preloads.
+    pool = ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_start_worker)
+    began = False
+    try:
+        for found in _through(pool, inspector, samples, _CHUNK):
+            began = True
+            yield found
+    except BrokenProcessPool:
+        if began:
+            raise SetrFastError(
+                "data check: a process ended while it read pictures; smaller --data.max-pixels need less memory"
+            ) from None
+        # New processes import the program's main module; a script without a main guard cannot have any.
+        logger.info("check runs in one process: others could not be started")
+        yield from _through(ThreadPoolExecutor(4), inspector, samples, _CHUNK)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's: it ends its workers
+
+
+def _through(
+    pool: Executor, inspector: Inspector, samples: list[Sample], size: int
+) -> Iterator[tuple[list[Sample], list[str]]]:
+    """Inspect chunks of samples in a pool; only a few are under way at a time."""
     chunks = (samples[start : start + size] for start in range(0, len(samples), size))
-    pool: Executor
-    if many:
-        # A clean server process forks the workers: copying this one would copy locks of its other threads.
-        method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-        context = get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload([__name__])
-        pool = ProcessPoolExecutor(cores, mp_context=context)
-    else:
-        pool = ThreadPoolExecutor(4)  # Pillow decodes without holding the interpreter's lock
     with pool:
         running: dict[Future[list[str]], list[Sample]] = {}
         try:
             while True:
-                for chunk in islice(chunks, 3 * cores + 2 - len(running)):
+                for chunk in islice(chunks, _UNDER_WAY - len(running)):
                     running[pool.submit(inspector.texts, chunk)] = chunk
                 if not running:
                     return

@@ -59,6 +59,8 @@ class KnownSet:
     """Patterns of its paths, the first that serves a split counts; none: one of the general layouts."""
     volumes: Mapping[str, int] = field(default_factory=dict)
     """Volumes per split, where the samples are their slices and ``counts`` those that are known."""
+    metrics: tuple[str, ...] = ()
+    """What its papers report besides mIoU, as ``--metrics`` of eval names it; eval computes it unasked."""
     prepared: bool = False
     """`setr-fast data prepare` makes what is read here out of what the archive holds."""
     source: str = ""
@@ -188,7 +190,7 @@ KNOWN: dict[str, KnownSet] = {
         source="github nightrome/cocostuff10k",
     ),
     "synapse": KnownSet(
-        title="Synapse multi-organ CT: 8 organs and background; slices of 18 + 12 volumes, Dice by --metrics volumes",
+        title="Synapse multi-organ CT: 8 organs and background; slices of 18 + 12 volumes, scored by Dice",
         layout="train_npz/caseXXXX_sliceYYY.npz + test_vol_h5/caseXXXX.npy.h5",
         counts={},
         table="synapse.csv",
@@ -196,6 +198,7 @@ KNOWN: dict[str, KnownSet] = {
         files=(Files("train_npz/*.npz", splits=("train",)), Files("test_vol_h5/*.h5", splits=("test",))),
         below=("Synapse",),
         volumes={"train": 18, "test": 12},
+        metrics=("volumes",),
         prepared=True,
         source="github Beckschen/TransUNet; BTCV, synapse.org syn3193805",
     ),
@@ -236,11 +239,12 @@ KNOWN: dict[str, KnownSet] = {
         source="github jamycheung/ISSAFE, dataloaders/dada.py",
     ),
     "rgbt_glass": KnownSet(
-        title="RGB-T-Glass: glass or not; --data.channels 4 adds the temperatures; MAE by --metrics mae",
+        title="RGB-T-Glass: glass or not; --data.channels 4 adds the temperatures; scored by MAE",
         layout="{train,test}/SCENE/IMAGE/{rgb.png,temperature.npy,mask.png}",
         counts={"train": 4427, "test": 1124},
         table="rgbt_glass.csv",
         options={"val_split": "test"},
+        metrics=("mae",),
         files=(Files("{split}/*/*/rgb.png", "{split}/{inner}/mask.png", "{split}/{inner}/temperature.npy"),),
         source="github Dong-Huo/RGB-T-Glass-Segmentation, datasets/rgbt.py",
     ),

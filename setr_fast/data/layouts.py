@@ -45,6 +45,9 @@ Folders that --data.root may name, for a split called train (--data.train-split,
   images + labels, with a list train.txt
   JPEGImages + SegmentationClass, with ImageSets/Segmentation/train.txt
   JPEGImages + SegmentationClassContext, with ImageSets/SegmentationContext/train.txt
+  train/metadata.jsonl with lines {"file_name": "a.jpg", "label_file_name": "a.png"}
+  train-00000-of-00002.parquet (or in data/, or train/*.arrow), columns image and label or annotation: tables that
+  the Hugging Face datasets library writes, read without it and without a network
 
 Pictures and masks have the same stem; --data.mask-suffix _mask pairs a.jpg with a_mask.png,
 --data.picture-suffix _image pairs a_image.jpg with a.png.
@@ -53,6 +56,8 @@ Classes come from classes.csv, .json or .toml in the root (columns id,name,r,g,b
 Masks are PNG, BMP, GIF or TIFF with class ids: palette or grey, 8 or 16 bits (or colours: --data.mask-colours rgb).
 The id 255 is ignored; for masks of 0 and 255 give a class table with the lines 0,background and 255,object.
 Pictures are PNG, JPEG, WebP, BMP, GIF or TIFF; they are turned upright by EXIF, masks must fit the upright picture.
+--data.channels 4 reads RGBA files or .npy arrays [H, W, 4]; with --data.extra thermal the further channels come from
+the folder train/thermal (or thermal/train), as pictures or .npy of the same stem.
 Hidden files (one leading dot) are skipped, and so are subfolders except Cityscapes' cities.
 
 Without --data.root, commands use built-in scenes that are drawn on the fly (--data.builtin-train, -val, -size)."""

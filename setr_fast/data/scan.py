@@ -37,6 +37,9 @@ def scan(config: DataConfig, split: str, flag: str = "") -> Scan:
         return metadata.scan_metadata(lines, root)
     plain = config.channels != 3 and config.extra is None
     found = scan_split(root, split, config.mask_suffix, config.picture_suffix, flag, arrays=plain)
+    if config.dataset is not None and known_set(config.dataset).prepared and not found.samples:
+        remedy = f"run `setr-fast data prepare {config.dataset} {config.root}`, or check --data.root"
+        found.faults = [Fault(fault.path, fault.what, remedy) for fault in found.faults[:1]]
     return found if config.extra is None else _with_extra(found, root, split, config.extra)
 
 

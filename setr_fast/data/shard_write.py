@@ -76,7 +76,7 @@ def _write_split(source: Source, split: str, folder: Path, most_bytes: int) -> l
 
 def _samples(source: Source) -> Iterator[dict[str, Any]]:
     """Yield samples as WebDataset has them, each read and judged on the way."""
-    files = getattr(source, "samples", None)
+    files = None if getattr(source, "cuts", False) else getattr(source, "samples", None)
     for index in range(len(source)):
         image, label = source.read(index)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

@@ -59,6 +59,8 @@ class FolderSource:
         self.samples = samples_of(config, split)
         self.classes = resolve_classes(config, split) if classes is None else classes
         self.names = [sample.name for sample in self.samples]
+        self.cuts = config.crop_box is not None
+        """Whether pictures are parts of their files."""
         self._pictures = PictureReader.of(config)
         self._masks = MaskReader.of(config, self.classes)
 

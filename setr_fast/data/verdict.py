@@ -9,7 +9,7 @@ from pathlib import Path
 
 from setr_fast.data.classes import BINARY_REMEDY, IGNORED
 from setr_fast.data.faults import Fault, some
-from setr_fast.data.inspection import Inspection
+from setr_fast.data.inspection import Inspection as Inspection
 from setr_fast.data.masks import MaskReader, mask_path
 from setr_fast.data.options import DataConfig
 from setr_fast.data.report import Report, SplitFacts

@@ -275,6 +275,9 @@ def _further(result: dict[str, Any]) -> Iterator[str]:
     if (error := result.get("mae")) is not None:
         mean = error["MAE"]
         yield f"MAE of {error['class']} " + ("-" if mean is None else f"{mean:.4f}")
+    if (volumes := result.get("volumes")) is not None:
+        mean = volumes["mDice"]
+        yield f"Dice of {len(volumes['volumes'])} volumes " + ("-" if mean is None else f"{100 * mean:.2f}")
     if None in result["IoU"].values() or result["absent_classes"] != "left_out":
         yield f"absent classes: {result['absent_classes']}"
 

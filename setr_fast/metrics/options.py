@@ -9,7 +9,7 @@ from setr_fast.errors import ConfigError
 from setr_fast.fields import coerce_fields
 
 AbsentRule = Literal["left_out", "counts_as_one"]
-Extra = Literal["boundary", "mae"]
+Extra = Literal["boundary", "mae", "volumes"]
 
 RESAMPLES = 1000
 LEAST_RESAMPLES = 100
@@ -23,7 +23,7 @@ class MetricsConfig:
 
     metrics: tuple[Extra, ...] = ()
     """boundary: boundary IoU; mae: mean absolute error of one class's probability, for which every picture passes
-    through the model twice."""
+    through the model twice; volumes: Dice of whole volumes, where pictures are their slices."""
     absent: AbsentRule = "left_out"
     """A class in neither masks nor predictions: left out of the means, or a perfect one (PaddleSeg)."""
     boundary_ratio: float = 0.02

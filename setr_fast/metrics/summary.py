@@ -14,6 +14,7 @@ from setr_fast.metrics.pictures import PictureCounts
 from setr_fast.metrics.result import packed
 from setr_fast.metrics.scores import by_name, distinct, iou_of, majority_baseline, mean_of, number
 from setr_fast.metrics.tally import Tally
+from setr_fast.metrics.volumes import volume_scores
 
 
 def summary(
@@ -44,6 +45,8 @@ def summary(
         assert tally.probability_of is not None
         out["mae"] = _error(errors, areas, tally.probability_of, class_names)
         pictures["mae"] = [number(value) for value in errors.tolist()]
+    if "volumes" in config.metrics:
+        out["volumes"] = volume_scores(areas, picture_names, class_names)
     out["pictures"] = pictures
     return out
 

@@ -110,6 +110,17 @@ def test_damaged_or_locked_journal_is_no_obstacle(folder: DataConfig, tmp_path: 
     holder.close()
 
 
+def test_names_that_are_no_utf8_are_kept_too(folder: DataConfig, read: list[str]) -> None:
+    assert folder.root is not None
+    for place in ("images", "masks"):
+        one = folder.root / "val" / place / "3.png"
+        os.rename(one, os.fsencode(one.parent) + b"/\xff\xfe.png")
+    check_folder(folder)
+    read.clear()
+    assert not check_folder(folder).errors
+    assert read == []
+
+
 def test_findings_survive_the_way_through_text(tmp_path: Path) -> None:
     sample = Sample("a", tmp_path / "a.png", tmp_path / "b.png")
     broken = Inspector(DataConfig(root=tmp_path), "full").inspect(sample)

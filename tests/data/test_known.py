@@ -12,6 +12,7 @@ from setr_fast.data.check import check_folder
 from setr_fast.data.classes import read_class_table
 from setr_fast.data.known import KNOWN, known_set
 from setr_fast.data.options import DataConfig
+from setr_fast.data.shard_write import write_shards
 from setr_fast.data.source import open_source
 from setr_fast.errors import ConfigError
 
@@ -282,3 +283,16 @@ def test_what_is_given_wins_over_the_known_set(tmp_path: Path) -> None:
 def test_unknown_set_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="cityscapes"):
         DataConfig(dataset="cityscape")
+
+
+def test_shards_hold_what_is_left_of_cut_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    build("dada_seg", tmp_path / "data")
+    config = DataConfig(root=tmp_path / "data", dataset="dada_seg")
+    list(write_shards(config, tmp_path / "shards", ["val"], 2**30))
+    for one, other in zip(
+        open_source(DataConfig(shards=str(tmp_path / "shards")), "val").read(0),
+        open_source(config, "val").read(0),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)

@@ -133,6 +133,15 @@ def test_cityscapes_training_ids_agree_with_the_label_ids(tmp_path: Path) -> Non
     np.testing.assert_array_equal(labels.read(1)[1], trained.read(1)[1])
 
 
+@pytest.mark.parametrize("name", ["cityscapes_train_ids", "pascal_context"])
+def test_what_is_not_prepared_is_told_how_to_be(name: str, tmp_path: Path) -> None:
+    build(name, tmp_path)
+    for mask in [*tmp_path.rglob("*TrainIds.png"), *tmp_path.rglob("SegmentationClassContext/*.png")]:
+        mask.unlink()
+    with pytest.raises(DataError, match=f"run `setr-fast data prepare {name} {tmp_path}`"):
+        open_source(DataConfig(root=tmp_path, dataset=name), "train")
+
+
 def test_preparing_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     build("cityscapes", tmp_path)
     prepare("cityscapes_train_ids", tmp_path)
