@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,13 +59,10 @@ def map_tensors(
     Raises: CheckpointError listing unknown, missing, wrongly shaped, unequal and not finite tensors.
     """
     account, faults = _check(family, rules, tensors, wanted)
-    if not faults:
-        faults = [fault for rule in rules for fault in _value_faults(rule, tensors)]
-    if faults:
-        raise CheckpointError(f"{where}: weights must fit {family.title}'s layout: {listed(faults)}")
     state: dict[str, Tensor] = {}
     taken: set[int] = set()
-    for rule in rules:
+    for rule in rules if not faults else ():
+        faults += _value_faults(rule, tensors)  # here, where the transform finds the values in the cache
         present = [tensors.pop(key) for key in rule.sources if key in tensors]
         want = wanted[rule.target]
         if present:
@@ -73,6 +71,8 @@ def map_tensors(
             state[rule.target] = torch.zeros(want.shape, dtype=want.dtype)
         del present
     tensors.clear()
+    if faults:
+        raise CheckpointError(f"{where}: weights must fit {family.title}'s layout: {listed(faults)}")
     return state, account
 
 
@@ -147,9 +147,19 @@ def _value_faults(rule: Rule, tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _own(tensor: Tensor, dtype: torch.dtype, taken: set[int]) -> Tensor:
     """Return the tensor with a storage that is exactly its own, copied only where it is not."""
-    tensor = tensor.detach().to("cpu", dtype).contiguous()
+    tensor = tensor.detach().to("cpu", dtype)
+    if not tensor.is_contiguous():
+        tensor = new_memory(tensor).copy_(tensor)
     storage = tensor.untyped_storage()
     if storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
         tensor = tensor.clone()
     taken.add(tensor.untyped_storage().data_ptr())
     return tensor
+
+
+def new_memory(tensor: Tensor) -> Tensor:
+    """Return memory for a contiguous copy.
+
+    NumPy asks Linux for huge pages, PyTorch does not: the first touch of small ones takes longer than the copy.
+    """
+    return torch.from_numpy(np.empty(tensor.nbytes, np.uint8)).view(tensor.dtype).view(tensor.shape)

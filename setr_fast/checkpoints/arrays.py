@@ -19,7 +19,9 @@ from setr_fast.checkpoints.records import (
     PADDLE,
     array_tensor,
     array_to_tensor,
+    is_large_matrix,
     read_array,
+    read_turned,
     unwrap_named,
 )
 from setr_fast.checkpoints.unpickle import read_pickle
@@ -43,7 +45,9 @@ def read_paddle(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise Unusable(f"must hold a dict of named arrays, got a {type(tree).__name__}")
         dropped = {NAMES: "Paddle's internal names"} if tree.pop(NAMES, None) is not None else {}
         parts = tree.pop(PARTS, None)
-        tensors = {name: array_tensor(name, unwrap_named(value), file, data) for name, value in tree.items()}
+        tensors = {
+            name: array_tensor(name, unwrap_named(value), file, data, turned=True) for name, value in tree.items()
+        }
         if parts is not None:
             dropped[PARTS] = "list of the parameters that are saved in parts"
             _join(tensors, parts)
@@ -81,11 +85,11 @@ def read_npz(file: BinaryIO, entries: dict[str, Entry]) -> dict[str, Tensor]:
         told = shortened(name)
         if not name.endswith(".npy"):
             raise Unusable(f"must hold only .npy entries, got {told}")
-        tensors[name.removesuffix(".npy")] = array_to_tensor(_entry(told, file, entry))
+        tensors[name.removesuffix(".npy")] = _entry(told, file, entry)
     return tensors
 
 
-def _entry(told: str, file: BinaryIO, entry: Entry) -> np.ndarray[Any, Any]:
+def _entry(told: str, file: BinaryIO, entry: Entry) -> Tensor:
     if entry.method != STORED:
         content = _inflated(told, file, entry)
         dtype, fortran, shape, skip = _header(told, content[: _MAX_HEADER + 12])
@@ -95,8 +99,10 @@ def _entry(told: str, file: BinaryIO, entry: Entry) -> np.ndarray[Any, Any]:
         file.seek(entry.start)
         dtype, fortran, shape, skip = _header(told, file.read(min(entry.length, _MAX_HEADER + 12)))
         _exact(told, shape, dtype, entry.length - skip)
+        if not fortran and is_large_matrix(shape, dtype):
+            return read_turned(file, entry.start + skip, shape, dtype)
         array = read_array(file, entry.start + skip, shape[::-1] if fortran else shape, dtype)
-    return array.T if fortran else array
+    return array_to_tensor(array.T if fortran else array)
 
 
 def _exact(told: str, shape: tuple[int, ...], dtype: np.dtype[Any], got: int) -> None:

@@ -33,6 +33,8 @@ NUMPY = {*(Global(core, "_reconstruct") for core in _CORES), Global("numpy", "nd
 _BYTES = {Global("builtins", "bytes"), Global("__builtin__", "bytes")}
 NUMPY |= {_ENCODE, *_BYTES}  # how protocol 2 writes the bytes of an array, and no bytes
 PADDLE = NUMPY | _TUPLES | {Global("collections", "OrderedDict")}
+_LARGE = 1 << 20  # bytes of a matrix that is worth turning while it is read
+_AT_ONCE = 1 << 20  # bytes that are turned at once: they stay in the second-level cache
 _UTILS = "torch._utils"
 _PARAMETERS = {Global(_UTILS, "_rebuild_parameter"), Global(_UTILS, "_rebuild_parameter_with_state")}
 _TENSORS = {Global(_UTILS, "_rebuild_tensor_v2"), Global(_UTILS, "_rebuild_tensor")}
@@ -103,8 +105,8 @@ def _torch_tensor(name: str, args: tuple[Any, ...], storages: Storages) -> Tenso
     return torch.as_strided(storage, tuple(size), tuple(stride), offset if elements else 0)
 
 
-def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer) -> Tensor:
-    """Make the tensor of a pickled NumPy array.
+def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer, turned: bool = False) -> Tensor:
+    """Make the tensor of a pickled NumPy array; ``turned``: large matrices in column-major memory.
 
     Raises: Unusable for anything but an array of numbers whose bytes are exactly as many as its shape needs.
     """
@@ -125,6 +127,8 @@ def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer) -> Tensor:
         raise Unusable(f"{told} must have the bytes of shape {shortened(list(size))}, got {length} bytes")
     order = size[::-1] if fortran else size
     if isinstance(content, Span):
+        if turned and not fortran and is_large_matrix(size, dtype):
+            return read_turned(file, content.start, size, dtype)
         array = read_array(file, content.start, tuple(order), dtype)
     else:
         array = np.frombuffer(content, dtype).reshape(order).copy()
@@ -142,6 +146,31 @@ def read_array(file: BinaryIO, start: int, size: tuple[int, ...], dtype: np.dtyp
     if array.nbytes and file.readinto(raw) != array.nbytes:  # type: ignore[attr-defined]
         raise Unusable("must hold all of its tensors, got a file that is cut off")
     return array
+
+
+def is_large_matrix(size: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Say whether ``read_turned`` is meant for an array."""
+    return len(size) == 2 and dtype.isnative and math.prod(size) * dtype.itemsize >= _LARGE
+
+
+def read_turned(file: BinaryIO, start: int, size: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+    """Read a matrix into column-major memory, whose transpose is contiguous: linear weights stored [in, out].
+
+    A few rows at a time are turned while the processor's cache holds them; turning a matrix that was read before takes
+    memory twice, and as long again as reading.
+    """
+    rows, columns = size
+    turned = np.empty((columns, rows), dtype)
+    target = torch.from_numpy(turned)
+    step = max(1, _AT_ONCE // (columns * dtype.itemsize))
+    block = np.empty((step, columns), dtype)
+    file.seek(start)
+    for row in range(0, rows, step):
+        piece = block[: min(step, rows - row)]
+        if file.readinto(memoryview(piece.reshape(-1)).cast("B")) != piece.nbytes:  # type: ignore[attr-defined,arg-type]
+            raise Unusable("must hold all of its tensors, got a file that is cut off")
+        target[:, row : row + step].copy_(torch.from_numpy(piece).T)
+    return target.T
 
 
 def array_to_tensor(array: np.ndarray[Any, Any]) -> Tensor:

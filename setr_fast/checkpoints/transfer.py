@@ -147,8 +147,9 @@ def _unsaid(source: Source, new: ModelSpec) -> dict[str, Any]:
 
     Settings of a head that is not taken over decide nothing, but reading asks for them.
     """
-    shapes = Shapes({name: tuple(tensor.shape) for name, tensor in source.tensors.items()}, str(source.path))
-    found = identify(source).find(shapes)
+    family = identify(source)
+    tensors = family.prepare(source.tensors)
+    found = family.find(Shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, str(source.path)))
     head, depth = found.fields["head"], found.fields["depth"]
     given: dict[str, Any] = {"num_heads": new.num_heads}
     if head in ("naive", "pup", "mla"):

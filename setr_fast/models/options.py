@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from setr_fast.models.code_bases import fields_of
+
+_NO_FIELDS = ("name", "code_base", "start", "reinit_head", "extra_channels")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -13,6 +17,8 @@ class ModelConfig:
 
     name: str = "setr_pup_vit_t16"
     """One of ``setr-fast models``."""
+    code_base: Literal["mmseg", "paddleseg"] | None = None
+    """Whose variant of the named model; none: official SETR's or official Segmenter's."""
     patch_size: int | None = None
     """Side of a patch, in pixels."""
     width: int | None = None
@@ -27,6 +33,8 @@ class ModelConfig:
     """keep: it takes part in attention; drop: it does not (official SETR-MLA, PaddleViT)."""
     head_channels: int | None = None
     """Channels of the SETR heads' convolutions."""
+    aux_scales: tuple[int, ...] | None = None
+    """Upsampling behind each convolution of the auxiliary heads (mmsegmentation's Naive of ADE20K has two)."""
     drop_path: float | None = None
     """Stochastic depth at the last block, rising linearly from 0."""
     dropout: float | None = None
@@ -45,4 +53,5 @@ class ModelConfig:
     def overrides(self) -> dict[str, Any]:
         """Return what the user set, as arguments of ``create_model``."""
         given = {k: v for k, v in asdict(self).items() if v is not None}
-        return {k: v for k, v in given.items() if k not in ("name", "start", "reinit_head", "extra_channels")}
+        given = {k: v for k, v in given.items() if k not in _NO_FIELDS}
+        return given if self.code_base is None else fields_of(self.code_base, self.name) | given

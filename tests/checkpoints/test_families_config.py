@@ -127,3 +127,29 @@ def test_the_old_small_encoder_is_refused_for_its_scale(tmp_path: Path) -> None:
     shapes = Shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, "vit.pth")
     with pytest.raises(CheckpointError, match="old small ViT"):
         FAMILIES["timm"].find(shapes)
+
+
+@pytest.mark.parametrize(
+    ("family", "config"), [("mmseg", {"num_convs": 1, "up_scale": 4, "in_index": 2}), ("setr", {})]
+)
+def test_one_auxiliary_head_may_stand_without_a_list(family: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """mmcv's code bases then build no list of modules, and the keys have no number."""
+    changes: dict[str, Any] = {"aux_scales": (4,)} if family == "mmseg" else {}
+    path, spec, tensors = make(family, "naive", tmp_path, aux_levels=(0,), **changes)
+    want = setr_fast.load(path, num_heads=3, taps=spec.taps)
+    bare = {name.replace("auxiliary_head.0.", "auxiliary_head."): tensor for name, tensor in tensors.items()}
+    assert bare.keys() != tensors.keys()
+    torch.save({"state_dict": bare}, path)
+    loaded = setr_fast.load(path, num_heads=3, taps=spec.taps)
+    assert loaded.spec == want.spec
+    assert all(torch.equal(tensor, want.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    if family == "mmseg":
+        head = "dict(num_convs=1, up_scale=4, in_index=2, loss_decode=dict(loss_weight=0.25))"
+        backbone = "dict(num_heads=3, out_indices=(0, 1, 2, 3))"
+        text = f"model = dict(backbone={backbone}, decode_head=dict(), auxiliary_head={head})"
+        path.with_suffix(".py").write_text(text)
+        found = setr_fast.load(path).spec
+        assert (found.aux_levels, found.aux_scales, found.aux_weight) == ((2,), (4,), 0.25)
+    torch.save({"state_dict": tensors | bare}, path)
+    with pytest.raises(CheckpointError, match=r"auxiliary_head\.norm\.weight .* is not known"):
+        setr_fast.load(path, num_heads=3, taps=spec.taps)

@@ -239,3 +239,20 @@ def test_a_zip64_archive_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     np.savez(tmp_path / "a.npz", a=np.arange(500.0), b=np.ones(3))
     assert b"PK\6\6" in (tmp_path / "a.npz").read_bytes()
     _same(read_checkpoint(tmp_path / "a.npz").tensors, {"a": torch.arange(500.0).double(), "b": torch.ones(3).double()})
+
+
+@pytest.mark.parametrize("form", ["paddle", "npz"])
+@pytest.mark.parametrize("shape", [(1024, 700), (5, 300_001)])
+def test_large_matrices_are_turned_while_they_are_read(tmp_path: Path, form: str, shape: tuple[int, int]) -> None:
+    """Their transpose, which is what a linear layer takes, needs no copy."""
+    matrix = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    path = tmp_path / "file"
+    if form == "paddle":
+        path.write_bytes(pickle.dumps({"before": np.ones(3, np.float32), "matrix": matrix}, protocol=4))
+    else:
+        with path.open("wb") as file:
+            np.savez(file, before=np.ones(3, np.float32), matrix=matrix)
+    tensors = read_checkpoint(path).tensors
+    assert torch.equal(tensors["matrix"], torch.from_numpy(matrix))
+    assert tensors["matrix"].T.is_contiguous()
+    assert torch.equal(tensors["before"], torch.ones(3))

@@ -22,7 +22,9 @@ PUBLISHED = [name for name in recipe_names() if published(name).source]
 ALL = [name for name in PUBLISHED if read_config(recipe_path(name), Config()).data.dataset in CLASSES]
 OTHERS = [name for name in PUBLISHED if name not in ALL]
 OFFICIAL_SETR = [name for name in ALL if "fudan-zvg" in published(name).source]
-SEGMENTER = [name for name in ALL if name.startswith("segmenter")]
+SEGMENTER = [name for name in ALL if "rstrudel" in published(name).source]
+MMSEG = [name for name in ALL if "mmsegmentation" in published(name).source]
+PADDLESEG = [name for name in ALL if "PaddleSeg" in published(name).source]
 
 
 def recipe(name: str) -> Config:
@@ -31,7 +33,7 @@ def recipe(name: str) -> Config:
 
 def test_there_is_a_recipe_for_every_published_row() -> None:
     zoo = [name for name in ALL if "PaddleViT" in published(name).source]
-    assert (len(OFFICIAL_SETR), len(zoo), len(SEGMENTER)) == (26, 13, 9)
+    assert (len(OFFICIAL_SETR), len(zoo), len(SEGMENTER), len(MMSEG), len(PADDLESEG)) == (26, 13, 9, 12, 7)
 
 
 def test_settings_are_those_of_the_written_table(shared: Path) -> None:
@@ -70,16 +72,50 @@ def test_recipe_is_short(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_published_optimiser(name: str) -> None:
     """SGD, momentum 0.9, no weight decay, poly 0.9, no warm-up; ten times the rate in SETR's heads only."""
-    config = recipe(name)
-    setr = name.startswith("SETR")
+    config, source = recipe(name), published(name).source
+    setr = config.model.name.startswith("setr")
     optim = config.optim
     assert (optim.name, optim.momentum, optim.weight_decay, optim.power, optim.warmup_steps) == ("sgd", 0.9, 0, 0.9, 0)
-    assert optim.head_lr_multiplier == (10 if setr else 1)
-    assert optim.nesterov == (not setr)
-    assert optim.min_lr == (1e-4 if setr else 1e-5)
-    assert config.train.clip_norm == (1.0 if "PaddleViT" in published(name).source else 0.0)
+    # PaddleSeg's MLA: one rate for all.
+    assert optim.head_lr_multiplier == (10 if setr and not ("PaddleSeg" in source and "_mla_" in name) else 1)
+    assert optim.nesterov == ("rstrudel" in source)
+    assert optim.min_lr == (1e-4 if setr or "mmsegmentation" in source else 1e-5)
+    assert config.train.clip_norm == (1.0 if "PaddleViT" in source else 0.0)
     assert config.augment.flip == 0.5
-    assert config.augment.ratio_range == (0.5, 2.0)
+    assert config.augment.ratio_range == ((0.25, 2.0) if name in PADDLESEG and setr else (0.5, 2.0))
+
+
+def test_rows_of_mmsegmentation_are_those_of_the_written_tables(shared: Path) -> None:
+    """Both tables, read here independently of how the recipes were made."""
+    text = (shared / "spec" / "recipes.md").read_text()
+    found = {}
+    for head, dataset, batch, rate, single, several in re.findall(
+        r"^\| (\w+) 8xb\d (ADE|City)[ 0-9k]*\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+        text[text.index("### 4.2") : text.index("### 4.3")],
+        re.MULTILINE,
+    ):
+        thousands = {"ADE": 160, "City": 80}[dataset]
+        found[(head, {"ADE": "ade20k", "City": "cityscapes"}[dataset], int(batch))] = (
+            thousands * 1000,
+            float(rate),
+            float(single),
+            float(several),
+        )
+    assert len(found) == 7
+    for name in (n for n in MMSEG if n.startswith("setr")):
+        config, result = recipe(name), published(name)
+        head = config.model.name.split("_")[1]
+        row = (config.train.steps, config.optim.lr, result.miou, result.miou_multi_scale)
+        assert found.pop((head, config.data.dataset, config.train.batch_size)) == row
+    assert not found
+    section = text[text.index("mmseg 1.x Segmenter (160k") : text.index("PaddleSeg Segmenter (ADE")]
+    rows = re.findall(r"^\| vit-(\w) (\w+).*\| (\d+) \| \d+/(\d+) \| ([\d.]+) \| ([\d.]+) \|$", section, re.MULTILINE)
+    assert len(rows) == 5
+    for size, head, crop, stride, single, several in rows:
+        name = f"segmenter_vit-{size}_{'fcn' if head == 'linear' else head}_8xb1-160k_ade20k-{crop}x{crop}"
+        config, result = recipe(name), published(name)
+        assert (config.augment.crop, config.inference.stride) == ((int(crop),) * 2, (int(stride),) * 2)
+        assert (result.miou, result.miou_multi_scale) == (float(single), float(several))
 
 
 def test_rates_of_every_parameter_group() -> None:

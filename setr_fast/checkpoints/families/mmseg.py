@@ -11,7 +11,7 @@ from typing import Any
 from setr_fast.checkpoints.families.encoder import BlockKeys, EncoderKeys
 from setr_fast.checkpoints.families.family import Family, Fields, Found, Shapes, at, given
 from setr_fast.checkpoints.families.heads import MaskKeys, MlaKeys, StageKeys, UpHeadKeys
-from setr_fast.checkpoints.families.mmcv_config import shared_fields
+from setr_fast.checkpoints.families.mmcv_config import auxiliary_heads, number_the_one_auxiliary_head, shared_fields
 from setr_fast.checkpoints.families.setr_official import ask_scales
 from setr_fast.checkpoints.rules import CONV_1X1, TRANSPOSED, Rule, affine
 from setr_fast.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
@@ -166,7 +166,7 @@ def _rules(spec: ModelSpec) -> list[Rule]:
 def _read_config(values: Mapping[str, Any], found: Found) -> Fields:
     fields = shared_fields(values)
     model = at(values, "model") or {}
-    backbone, decode, aux = at(model, "backbone") or {}, at(model, "decode_head") or {}, at(model, "auxiliary_head")
+    backbone, decode, aux = at(model, "backbone") or {}, at(model, "decode_head") or {}, auxiliary_heads(values)
     head, depth = found.fields["head"], found.fields["depth"]
     cls = at(backbone, "with_cls_token")
     eps = at(backbone, "norm_cfg", "eps")
@@ -185,7 +185,6 @@ def _read_config(values: Mapping[str, Any], found: Found) -> Fields:
     out = at(backbone, "out_indices")
     if isinstance(out, (list, tuple)) and all(isinstance(index, int) for index in out):
         fields["taps"] = tuple(index % depth for index in out)
-    aux = aux if isinstance(aux, (list, tuple)) else []
     inputs = [at(a, "in_index") for a in aux]
     if len(inputs) == len(found.fields["aux_levels"]) and all(isinstance(index, int) for index in inputs):
         deepest = found.levels - 1
@@ -205,6 +204,7 @@ MMSEG = Family(
     detect=_detect,
     find=_find,
     rules=_rules,
+    prepare=number_the_one_auxiliary_head,
     config_form="mmseg",
     read_config=_read_config,
 )

@@ -11,7 +11,7 @@ from typing import Any
 from setr_fast.checkpoints.families.encoder import timm_keys
 from setr_fast.checkpoints.families.family import Family, Fields, Found, Shapes, at
 from setr_fast.checkpoints.families.heads import MlaKeys, StageKeys, UpHeadKeys, up_scales
-from setr_fast.checkpoints.families.mmcv_config import shared_fields
+from setr_fast.checkpoints.families.mmcv_config import auxiliary_heads, number_the_one_auxiliary_head, shared_fields
 from setr_fast.checkpoints.rules import Dropped, Rule, affine
 from setr_fast.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 
@@ -147,7 +147,7 @@ def _dead(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def _read_config(values: Mapping[str, Any], found: Found) -> Fields:
     fields = shared_fields(values)
     model = at(values, "model") or {}
-    decode, aux = at(model, "decode_head") or {}, at(model, "auxiliary_head") or []
+    decode, aux = at(model, "decode_head") or {}, auxiliary_heads(values)
     if found.fields["head"] == "mla":
         taps = at(model, "backbone", "mla_index")
         fields.pop("head_align_corners", None)  # the four branches always put corners on corners
@@ -173,6 +173,7 @@ SETR = Family(
     detect=_detect,
     find=_find,
     rules=_rules,
+    prepare=number_the_one_auxiliary_head,
     dropped=(
         Dropped(r"(decode_head|auxiliary_head\.\d+)\.conv_seg\.(weight|bias)", "made by the base class, never run"),
         Dropped(r"backbone\.(norm|head|head_dist)\.(weight|bias)", "ImageNet's final norm and classifier, never run"),
