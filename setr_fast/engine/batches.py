@@ -32,9 +32,9 @@ def assemble(
 ) -> Iterator[Assembly]:
     """Yield each assembly when it is done, in order.
 
-    ``run`` takes windows [b, C, h, w] and returns their small logits [b, K, ...]; ``batch_of`` a window's size and
-    returns how many may go together; ``held`` is how many logits all assemblies together may hold, unless one alone
-    needs more.
+    ``run`` takes windows, bytes [b, h, w, 3] or normalised [b, C, h, w], and returns their small logits [b, K, ...];
+    ``batch_of`` takes a window's size and returns how many may go together; ``held`` is how many logits all assemblies
+    together may hold, unless one alone needs more.
     """
     coming = iter(assemblies)
     following = next(coming, None)

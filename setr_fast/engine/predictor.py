@@ -1,6 +1,6 @@
 """From a picture of any size to its class map.
 
-    picture -> per scale: size -> windows, resized and normalised when they are read -> model, in batches
+    picture -> per scale: size -> windows of bytes, resized when they are read -> model, in batches
             -> small logits -> merged row by row: upsampled, averaged, resized, softmax, mean over views -> class
 
 Neither a resized or normalised copy of the picture nor logits of its size exist.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from setr_fast.data.transforms import normalise_table
 from setr_fast.engine.batches import assemble
 from setr_fast.engine.options import InferenceConfig
-from setr_fast.engine.pictures import Picture, Pixels, as_pixels, reader
+from setr_fast.engine.pictures import Picture, Pixels, as_pixels, byte_reader, reader
 from setr_fast.engine.runner import Runner, evaluating
 from setr_fast.engine.views import Assembly, View
 from setr_fast.errors import ShapeError
@@ -117,12 +117,17 @@ def views_of(model: nn.Module, pixels: Pixels, config: InferenceConfig) -> list[
     spec: Any = model.spec
     normalise = normalise_table(spec.mean, spec.std)
     size = _size(pixels)
+    as_bytes = config.resize_rule == "opencv" and pixels.dtype is torch.uint8
+    takes_bytes = as_bytes and getattr(model, "takes_bytes", False)
     views = []
     for scale in config.scales:
         scaled = scaled_size(size, scale, config)
         window, stride = windows_of(spec, scaled, config)
         for mirrored in (False, True) if config.flip else (False,):
-            read = reader(pixels, scaled, mirrored, normalise, as_bytes=config.resize_rule == "opencv")
+            if takes_bytes:
+                read = byte_reader(pixels, scaled, mirrored)
+            else:
+                read = reader(pixels, scaled, mirrored, normalise, as_bytes=config.resize_rule == "opencv")
             views.append(View(read, scaled, mirrored, window, stride))
     return views
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from setr_fast.data.transforms import normalise_table
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.sizes import parse_bytes
 from setr_fast.engine.views import Geometry
+from setr_fast.precision.prepare import prepared
 
 MOST_WINDOWS = 16
 """Together, where the memory budget would allow more: larger batches gain nothing."""
@@ -31,17 +33,31 @@ class Runner:
         budget = parse_bytes(config.memory_budget)
         canvas = budget // 2 if config.canvas_mib is None else config.canvas_mib * 2**20
         self._activations = budget // 2
+        # Logits held are bfloat16 where the heads are; what auto will choose is not known yet.
         self.held = canvas // (2 if config.precision == "bf16" else 4)
 
     def run(self, windows: Tensor) -> Tensor:
-        """Return the small logits of windows of one size. Shapes: [b, C, h, w] -> [b, K, ...]."""
-        height, width = windows.shape[-2:]
+        """Return the small logits of windows of one size.
+
+        The model is made ready for the precision with the first windows that come, and kept so.
+        Shapes: bytes [b, h, w, 3] or normalised [b, C, h, w] -> [b, K, ...].
+        """
+        windows = windows.to(self.device)
+        height, width = windows.shape[1:3] if windows.dtype is torch.uint8 else windows.shape[2:]
         below, right = max(self._least[0] - height, 0), max(self._least[1] - width, 0)
-        padded = pad(windows, (0, right, 0, below)) if below or right else windows
-        model: Any = self.model
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = model.logits(padded.to(self.device)) if self._small else model(padded.to(self.device))
+        if below or right:  # with the mean colour, which is no byte
+            windows = pad(self._normalised(windows), (0, right, 0, below))
+        ready = prepared(self.model, self.config.precision, windows)
+        model: Any = ready.model
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=ready.autocast):
+            logits = model.logits(windows) if self._small else model(windows)
         return logits if self._small else logits[..., :height, :width]
+
+    def _normalised(self, windows: Tensor) -> Tensor:
+        if windows.dtype is not torch.uint8:
+            return windows
+        table = normalise_table(self.spec.mean, self.spec.std).to(windows.device)
+        return torch.stack([table[c][windows[..., c].long()] for c in range(len(table))], 1)
 
     def geometry(self, window: tuple[int, int]) -> Geometry:
         """Return the small logits of a window of this size; what lies beyond the window is padding."""

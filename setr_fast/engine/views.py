@@ -30,7 +30,8 @@ class View:
     """A picture at one size, mirrored or not, and the windows it is seen through."""
 
     read: Callable[[int, int, int, int], Tensor]
-    """``read(top, left, height, width)``: normalised pixels [C, height, width], mirrored already."""
+    """``read(top, left, height, width)``: bytes [height, width, 3] or normalised pixels [C, height, width], mirrored
+    already."""
     size: tuple[int, int]
     mirrored: bool
     window: tuple[int, int]
@@ -166,7 +167,7 @@ class Assembly:
         return before < 0 or grid.reach[before][1] <= self._done
 
     def pixels(self, request: Request) -> Tensor:
-        """Return the window's normalised pixels. Shapes: [C, h, w]."""
+        """Return the window's pixels. Shapes: bytes [h, w, 3], or normalised [C, h, w]."""
         return self._grids[request.view].view.read(request.top, request.left, *request.size)
 
     def take(self, request: Request, logits: Tensor) -> None:

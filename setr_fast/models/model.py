@@ -52,6 +52,9 @@ class SegmentationModel(nn.Module):
     Children: ``encoder``, ``neck`` (MLA only), ``head``, ``aux_heads`` (used by all_logits and loss only).
     """
 
+    takes_bytes = True
+    """Pictures may be uint8 [B, H, W, 3]."""
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec

@@ -41,21 +41,53 @@ class ConvStage(nn.Module):
         if self.bn.training or values <= self.conv.weight.numel():
             y_BCHW = conv(x_BChw, self.conv, size, align_corners)
             return F.relu(self.bn(y_BCHW), inplace=True)
-        weight, bias = folded(self.conv, self.bn)
+        weight, bias = self.folded()
         return ops.upsample_conv(x_BChw, weight, bias, size=size, align_corners=align_corners, relu=True)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the one convolution that this is with running statistics."""
+        return folded(self.conv, self.bn)
+
+    @property
+    def needs_map(self) -> bool:
+        """Whether the result must be a map of its own: statistics are taken, or a 1x1 kernel leaves nothing to gain."""
+        return self.bn.training or self.conv.kernel_size == (1, 1)
+
+
+class FoldedStage(nn.Module):
+    """A stage whose batch norm was worked into the convolution once and for all: for inference."""
+
+    def __init__(self, stage: ConvStage) -> None:
+        super().__init__()
+        weight, bias = (value.detach() for value in stage.folded())
+        self.weight, self.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
+        self.needs_map = stage.conv.kernel_size == (1, 1)
+
+    def forward(self, x_BChw: Tensor, size: tuple[int, int] | None = None, align_corners: bool = False) -> Tensor:
+        """Return what the stage does in eval mode."""
+        size = size or map_size(x_BChw)
+        return ops.upsample_conv(x_BChw, self.weight, self.bias, size=size, align_corners=align_corners, relu=True)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias."""
+        return self.weight, self.bias
 
 
 def classified(
-    x_BChw: Tensor, stage: ConvStage, classifier: nn.Conv2d, size: tuple[int, int], align_corners: bool
+    x_BChw: Tensor,
+    stage: ConvStage | FoldedStage,
+    classifier: nn.Conv2d,
+    size: tuple[int, int],
+    align_corners: bool,
 ) -> Tensor:
     """Return the 1x1 classifier of a stage's result; without a gradient to keep that result for, it is never stored."""
-    keeps = torch.is_grad_enabled() or stage.bn.training or stage.conv.kernel_size == (1, 1)
+    keeps = torch.is_grad_enabled() or stage.needs_map
     if keeps or size[0] * size[1] <= x_BChw.shape[-2] * x_BChw.shape[-1]:
         x_BChw = stage(x_BChw, size, align_corners)
         return conv(x_BChw, classifier, size)
     return ops.upsample_conv_classify(
         x_BChw,
-        *folded(stage.conv, stage.bn),
+        *stage.folded(),
         classifier.weight,
         classifier.bias,
         size=size,

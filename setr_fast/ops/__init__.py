@@ -1,12 +1,14 @@
 """Operations with exchangeable backends; one file per op."""
 
 from setr_fast.ops._op import OPS, backend, check_forced
+from setr_fast.ops.add_layer_norm import add_layer_norm
 from setr_fast.ops.attention import attention
 from setr_fast.ops.augment_image import augment_image
 from setr_fast.ops.augment_label import augment_label
 from setr_fast.ops.confusion_matrix import confusion_matrix
 from setr_fast.ops.patch_embed import patch_embed
 from setr_fast.ops.patch_embed_rows import patch_embed_rows
+from setr_fast.ops.to_bytes import to_bytes
 from setr_fast.ops.upsample_accumulate import upsample_accumulate, upsample_accumulate_argmax
 from setr_fast.ops.upsample_argmax import upsample_argmax
 from setr_fast.ops.upsample_conv import upsample_conv
@@ -16,6 +18,7 @@ from setr_fast.ops.upsample_cross_entropy_map import upsample_cross_entropy_map
 
 __all__ = [
     "OPS",
+    "add_layer_norm",
     "attention",
     "augment_image",
     "augment_label",
@@ -23,6 +26,7 @@ __all__ = [
     "confusion_matrix",
     "patch_embed",
     "patch_embed_rows",
+    "to_bytes",
     "upsample_accumulate",
     "upsample_accumulate_argmax",
     "upsample_argmax",

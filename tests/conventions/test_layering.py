@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "models": BASE | {"ops", "nn", "loss", "models"},
     "checkpoints": BASE | {"ops", "nn", "models", "checkpoints"},
     "data": BASE | {"ops", "data"},
-    "engine": BASE | {"ops", "data", "models", "checkpoints", "metrics", "loss", "engine"},
+    "precision": BASE | {"ops", "nn", "models", "precision"},
+    "engine": BASE | {"ops", "data", "models", "checkpoints", "metrics", "loss", "precision", "engine"},
     "train": BASE | {"ops", "nn", "data", "models", "checkpoints", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from setr_fast.models.spec import ModelSpec
-from setr_fast.nn.conv import ConvStage, classified, map_size, resize
+from setr_fast.nn.conv import ConvStage, FoldedStage, classified, map_size, resize
 from setr_fast.nn.embed import tokens_to_map
 from setr_fast.shapes import Grid
 
@@ -35,7 +35,7 @@ class UpsamplingHead(nn.Module):
         x_BChw = tokens_to_map(self.norm(taps[-1]), grid)
         size = map_size(x_BChw)
         *stages, last = self.stages
-        assert isinstance(last, ConvStage)
+        assert isinstance(last, (ConvStage, FoldedStage))
         for stage, scale in zip(stages, self.scales, strict=False):
             x_BChw = stage(x_BChw, size, self.align_corners)
             size = map_size(x_BChw, scale)  # the next convolution enlarges

@@ -1,0 +1,117 @@
+"""A model made ready for one precision: once per model and precision, again when its weights change."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from setr_fast.errors import ConfigError
+from setr_fast.models.model import SegmentationModel
+from setr_fast.nn.block import Block
+from setr_fast.nn.conv import ConvStage, FoldedStage
+from setr_fast.precision.block import LAYERS, InferenceBlock, Norm, layer_of
+from setr_fast.precision.choose import fastest
+from setr_fast.precision.int8 import int8_model
+from setr_fast.precision.linears import HalfLinear
+from setr_fast.precision.tree import fingerprint, with_modules
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+
+@dataclass
+class Prepared:
+    """A model in one precision, and what is to be told about it."""
+
+    model: nn.Module
+    precision: str
+    autocast: bool = False
+    """Its head runs under autocast to bfloat16."""
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+_KEPT: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Prepared]]] = weakref.WeakKeyDictionary()
+
+
+def prepared(model: nn.Module, precision: str, windows: Tensor) -> Prepared:
+    """Return the model in the precision that is asked for; ``windows`` calibrate int8 and are timed for auto.
+
+    Kept until the weights change. A model of another class than ours runs as it is, under autocast for bf16.
+    Raises: ConfigError for int8 on a GPU or of another class of model.
+    """
+    now = fingerprint(model)
+    of_model = _KEPT.setdefault(model, {})
+    known = of_model.get(precision)
+    if known is None or known[0] != now:
+        of_model[precision] = known = now, _prepare(model, precision, windows)
+    return known[1]
+
+
+def used(model: nn.Module, precision: str) -> dict[str, Any]:
+    """Return what a precision became of this model so far: the one chosen, and the report of its calibration."""
+    known = _KEPT.get(model, {}).get(precision)
+    asked = {"asked": precision}
+    return asked if known is None else asked | {"used": known[1].precision} | known[1].report
+
+
+@torch.no_grad()
+def _prepare(model: nn.Module, precision: str, windows: Tensor) -> Prepared:
+    if not isinstance(model, SegmentationModel):
+        if precision == "int8":
+            raise ConfigError(
+                f"precision: int8 must have a model of this package, got {type(model).__name__}; use fp32"
+            )
+        return Prepared(model, "bf16" if precision == "bf16" else "fp32", precision == "bf16")
+    report: dict[str, Any] = {}
+    if precision == "auto":
+        precision, report["seconds_per_block"] = fastest(model, windows)
+    if precision == "int8":
+        if windows.device.type != "cpu":
+            raise ConfigError(f"precision: int8 must run on a CPU, got {windows.device}; use bf16 there")
+        found, calibration = int8_model(model, windows)
+        return Prepared(with_modules(found, folded_stage), precision, report={"calibration": calibration.to_dict()})
+    if precision == "bf16":
+        return Prepared(half_model(model), precision, True, report)
+    return Prepared(with_modules(model, _plain), precision, report=report)
+
+
+def half_model(model: SegmentationModel) -> SegmentationModel:
+    """Return the model with bfloat16 weights, converted once. Norms and the residual stream stay float32."""
+
+    def exchange(name: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, Block):
+            return half_block(module)
+        folded = folded_stage(name, module)
+        return folded.to(torch.bfloat16) if folded is not None else _half_copy(module)
+
+    return with_modules(model, exchange)
+
+
+def half_block(block: Block) -> InferenceBlock:
+    """Return a block whose products are of bfloat16."""
+    products = tuple(HalfLinear(layer_of(block, name)) for name in LAYERS)
+    return InferenceBlock(block.attn.num_heads, (Norm(block.norm1), Norm(block.norm2)), products)
+
+
+def folded_stage(name: str, module: nn.Module) -> nn.Module | None:
+    """Return a stage of a head with its batch norm worked into the convolution, where it has its running statistics."""
+    return FoldedStage(module) if isinstance(module, ConvStage) else None
+
+
+def _plain(name: str, module: nn.Module) -> nn.Module | None:
+    return InferenceBlock.plain(module) if isinstance(module, Block) else folded_stage(name, module)
+
+
+def _half_copy(module: nn.Module) -> nn.Module | None:
+    """Return a linear layer or convolution with bfloat16 weights."""
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        return None
+    half = with_modules(module, lambda *_: None)
+    half._parameters = {
+        key: None if value is None else nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False)
+        for key, value in module._parameters.items()
+    }
+    return half

@@ -1,0 +1,130 @@
+"""Products of bytes: what they compute, what the report says, and that layers go back until the classes agree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from setr_fast.models.model import SegmentationModel
+from setr_fast.precision import linears
+from setr_fast.precision.block import InferenceBlock
+from setr_fast.precision.int8 import int8_model
+from setr_fast.precision.linears import ByteRange, Int8Linear, PlainLinear
+
+Make = Callable[..., SegmentationModel]
+
+
+def by_hand(layer: nn.Linear, x: Tensor, reach: ByteRange, gelu: bool = False) -> Tensor:
+    """Return the product of rounded numbers, in float64."""
+    inverse = torch.tensor(1.0 / reach.scale, dtype=torch.float32)
+    whole = ((x * inverse).round() + reach.zero).clamp(0, reach.levels).double() - reach.zero
+    scale = layer.weight.detach().abs().amax(1) / 127
+    weight = (layer.weight.detach() / scale[:, None]).round().double() * scale[:, None].double()
+    y = whole * reach.scale @ weight.T + layer.bias.detach().double()
+    return torch.nn.functional.gelu(y) if gelu else y
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_layer_multiplies_what_rounding_leaves(gelu: bool) -> None:
+    layer = nn.Linear(70, 33)
+    x = torch.randn(2, 9, 70) * 3 + 1
+    reach = ByteRange(float(x.min()), float(x.max()), linears.byte_levels())
+    rounded = Int8Linear(layer, reach)
+    truth = by_hand(layer, x, reach, gelu)
+    torch.testing.assert_close(rounded(x, gelu=gelu).double(), truth, atol=1e-4, rtol=1e-4)
+    onto = torch.randn(2, 9, 33)
+    if not gelu:
+        want = onto.double() + truth
+        torch.testing.assert_close(rounded(x, onto=onto).double(), want, atol=1e-4, rtol=1e-4)
+        assert not torch.equal(onto, onto + 0 * want.float() + truth.float()), "the sum is made in place"
+
+
+def test_bytes_for_the_next_layer_are_what_it_would_make_itself() -> None:
+    first, second = nn.Linear(40, 64), nn.Linear(64, 8)
+    x = torch.randn(5, 40)
+    a = Int8Linear(first, ByteRange(float(x.min()), float(x.max()), linears.byte_levels()))
+    hidden = a(x, gelu=True)
+    b = Int8Linear(second, ByteRange(float(hidden.min()), float(hidden.max()), linears.byte_levels()))
+    apart = b(hidden)
+    a.outputs = b.inputs
+    assert a(x, gelu=True).dtype is torch.uint8
+    torch.testing.assert_close(b(a(x, gelu=True)), apart, atol=2 * b.inputs.scale, rtol=0.02)
+
+
+def test_seven_bits_fit_where_pairs_are_summed_in_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    linears.byte_levels.cache_clear()
+    try:
+        levels = linears.byte_levels()
+        assert levels == 127
+        assert 2 * levels * 127 < 2**15
+    finally:
+        linears.byte_levels.cache_clear()
+
+
+def test_a_processor_without_vnni_gives_the_same_product(tmp_path: Path) -> None:
+    """oneDNN held to AVX2 instructions, in a process of its own: the worst case for sums in 16 bits."""
+    script = """
+import torch
+from torch import nn
+from setr_fast.precision.linears import ByteRange, Int8Linear
+layer = nn.Linear(64, 16)
+nn.init.constant_(layer.weight, 0.5)
+x = torch.full((4, 64), 2.0)
+y = Int8Linear(layer, ByteRange(0.0, 2.0, 127))(x)
+torch.testing.assert_close(y, layer(x), atol=0.5, rtol=0.01)
+print("same")
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.stdout.strip() == "same", told.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["setr_pup_vit_t16", "segmenter_mask_vit_t16"])
+def test_every_block_is_rounded_and_the_classes_stay(name: str, make_model: Make, windows: Tensor) -> None:
+    model = make_model(name)
+    with torch.inference_mode():
+        found, report = int8_model(model, windows, goal=0.9)
+        plain, rounded = model.logits(windows), found.logits(windows)
+    blocks = [m for m in found.modules() if isinstance(m, InferenceBlock)]
+    assert len(blocks) == 2 + (2 if "mask" in name else 0)
+    assert len(report.layers) == 4 * len(blocks)
+    assert all(layer.sqnr_db > 25 for layer in report.layers), report.layers
+    assert report.agreement >= 0.9
+    assert (rounded - plain).norm() < 0.1 * plain.norm()
+    assert not torch.equal(rounded, plain)
+
+
+def test_layers_go_back_worst_first_until_the_classes_agree(make_model: Make, windows: Tensor) -> None:
+    model = make_model()
+    with torch.inference_mode():
+        found, report = int8_model(model, windows, goal=1.1)  # never reached: everything goes back
+        plain = model.logits(windows)
+        torch.testing.assert_close(found.logits(windows), plain, atol=1e-4, rtol=1e-4)
+    kinds = [type(m) for m in found.modules()]
+    assert Int8Linear not in kinds
+    assert kinds.count(PlainLinear) == 8
+    worst = sorted(report.layers, key=lambda layer: layer.sqnr_db)
+    assert report.kept_float == [layer.name for layer in worst]
+
+
+def test_one_outlying_channel_does_not_cost_the_others_their_levels(make_model: Make, windows: Tensor) -> None:
+    model = make_model()
+    for block in model.encoder.blocks:
+        block.norm1.weight.data[3] = 60.0
+        block.attn.qkv.weight.data[:, 3] /= 60.0
+    with torch.inference_mode():
+        report = int8_model(model, windows, goal=0.0)[1]
+    assert all(layer.sqnr_db > 25 for layer in report.layers if layer.name.endswith("qkv")), report.layers
