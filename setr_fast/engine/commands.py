@@ -9,17 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from setr_fast.data.classes import IGNORED, find_class_table
 from setr_fast.data.options import DataConfig
 from setr_fast.data.source import open_source
 from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.evaluator import check_classes, evaluate
 from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.places import make_folder, pick_device
 from setr_fast.engine.progress import progress_bar
 from setr_fast.engine.record import record
-from setr_fast.errors import BackendError, ConfigError, DataError
+from setr_fast.errors import ConfigError, DataError
 from setr_fast.fields import nearest
 from setr_fast.files import atomic_write
 from setr_fast.metrics.options import MetricsConfig
@@ -105,35 +104,6 @@ def tally_for(scoring: MetricsConfig, names: Sequence[str]) -> Tally:
         index = found[0]
     ratio = scoring.boundary_ratio if "boundary" in scoring.metrics else None
     return Tally(len(names), ignore_index=IGNORED, boundary_ratio=ratio, probability_of=index)
-
-
-def pick_device(name: str | None) -> torch.device:
-    """Return the device to compute on: the named one, else the first GPU, else the CPU.
-
-    Raises: ConfigError for a name that is none; BackendError for a GPU that is not there.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BackendError(
-            f"device: must be one of this machine's {torch.cuda.device_count()} GPUs, got {name!r}; "
-            "`--device cpu` works anywhere"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
-    return device
-
-
-def make_folder(path: Path, what: str) -> None:
-    """Make a folder, or raise ConfigError naming the option."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{what}: must be in a folder that can be written, got {path}: {error.strerror}") from None
 
 
 def _further(result: dict[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -36,7 +36,7 @@ def pipelined(
     *,
     readers: int | None = None,
     writers: int | None = None,
-) -> Iterator[Outcome[I, O]]:
+) -> Generator[Outcome[I, O], None, None]:
     """Yield the outcome of every item, in order.
 
     An exception ends its item only, whatever stage it came from. One item more than there are threads may be read, and

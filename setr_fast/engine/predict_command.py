@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
@@ -16,12 +16,12 @@ from setr_fast.data.faults import one_line
 from setr_fast.data.folder import list_images
 from setr_fast.data.palette import default_palette
 from setr_fast.engine.checkpoints import load_checkpoint
-from setr_fast.engine.commands import make_folder, pick_device
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.outputs import output_stems
 from setr_fast.engine.overlay import overlay, write_index_png, write_overlay
 from setr_fast.engine.pictures import as_pixels
 from setr_fast.engine.pipeline import Outcome, pipelined
+from setr_fast.engine.places import make_folder, pick_device
 from setr_fast.engine.predictor import predict
 from setr_fast.engine.progress import progress_bar
 from setr_fast.engine.video import Frame, Writer, frames, is_video, require_reader, writing
@@ -100,7 +100,7 @@ def _pictures(
     inference: InferenceConfig,
     palette: Palette,
     overlays: Overlay,
-) -> Iterator[Outcome[tuple[Path, str], Path]]:
+) -> Generator[Outcome[tuple[Path, str], Path], None, None]:
     def compute(pixels: Array) -> tuple[Array, Array]:
         return pixels, predict(model, pixels, inference)
 

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": BASE | {"ops", "nn", "models", "checkpoints"},
     "data": BASE | {"ops", "data"},
     "engine": BASE | {"ops", "data", "models", "checkpoints", "metrics", "loss", "engine"},
+    "export": BASE | {"ops", "nn", "models", "checkpoints", "engine", "export"},
     "train": BASE | {"ops", "nn", "data", "models", "checkpoints", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }
@@ -34,7 +35,7 @@ LIGHT = [
     "errors.py",
     "models/catalog.py",
     "models/spec.py",
-    *(f"{p}/options.py" for p in ("data", "models", "checkpoints", "metrics", "engine", "train")),
+    *(f"{p}/options.py" for p in ("data", "models", "checkpoints", "metrics", "engine", "export", "train")),
 ]
 
 

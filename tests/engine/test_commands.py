@@ -15,8 +15,9 @@ from PIL import Image
 from setr_fast.data.options import DataConfig
 from setr_fast.engine import checkpoints
 from setr_fast.engine.checkpoints import checkpoint_folder
-from setr_fast.engine.commands import eval_command, pick_device, tally_for
+from setr_fast.engine.commands import eval_command, tally_for
 from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.places import pick_device
 from setr_fast.engine.predictor import predict
 from setr_fast.errors import BackendError, CheckpointError, ConfigError, DataError
 from setr_fast.metrics.compare import compare_files
