@@ -23,6 +23,7 @@ from build_backend import find_compiler, find_torch, native_mode  # noqa: E402
 
 CUDA_ARCHS = "80-real;90"  # machine code for A100 and H100/H200, portable code for later cards
 CUDA_LIBRARY = "_cuda.so"
+OPS_LIBRARY = "libsetr_fast_ops.so"  # kernels for C++ programs; the build of the module leaves it beside it
 
 
 class BuildError(Exception):
@@ -92,7 +93,7 @@ def install(folder: Path, *libraries: Path) -> None:
         shutil.copy2(library, fresh)
         os.replace(fresh, folder / library.name)
     wanted = {library.name for library in libraries}
-    for stale in (*folder.glob("_native.*.so"), folder / CUDA_LIBRARY):
+    for stale in (*folder.glob("_native.*.so"), folder / CUDA_LIBRARY, folder / OPS_LIBRARY):
         if stale.name not in wanted:
             stale.unlink(missing_ok=True)
 
@@ -124,7 +125,7 @@ class BuildNative(build_ext):
             say(f"no extension, all ops run on PyTorch: {error}")
             install(here)
             return
-        install(here, module, *filter(None, [cuda]))
+        install(here, module, module.with_name(OPS_LIBRARY), *filter(None, [cuda]))
 
     def build_cuda(self, output: Path, required: bool) -> tuple[Path | None, str]:
         """Compile the CUDA library; return it and the architectures it holds, or None."""
@@ -162,7 +163,7 @@ if __name__ == "__main__":
     kernels = ["setr_fast.kernels"] if (ROOT / "setr_fast" / "kernels").is_dir() else []
     setup(
         packages=[*find_packages(include=["setr_fast", "setr_fast.*"]), *kernels],
-        package_data={"setr_fast": ["recipes/*.toml", "data/tables/*.csv"]},
+        package_data={"setr_fast": ["recipes/*.toml", "data/tables/*.csv", "export/project_files/*"]},
         ext_modules=[
             Extension(
                 "setr_fast._native",

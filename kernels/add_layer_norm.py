@@ -5,6 +5,7 @@ memory. The backward's gradients of weight and bias are partial sums of ROWS row
 reduction: no atomics, so two runs give the same bits.
 """
 
+# mypy: allow-untyped-defs
 from __future__ import annotations
 
 import torch

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "consolidate": ("consolidate:run", "one model folder from a sharded checkpoint"),
     "plan": ("plan:run", "memory by part and step time of a training, before it is run"),
     "convert": ("convert:run", "SRC DST: a checkpoint of another code base into ours, or ours into theirs"),
+    "export": ("export:run", "torch_export, aoti, onnx or cpp: one program from bytes to class map, with a receipt"),
     "data": ("data:run", "check DIR: find every fault of a data set; weights, prepare, coco, list: see data --help"),
     "models": ("lists:models", "names that --model.name takes"),
     "recipes": ("lists:recipes", "names that --recipe takes"),

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import nn
-
 from setr_fast.data.classes import IGNORED, find_class_table
-from setr_fast.data.faults import one_line
-from setr_fast.data.folder import by_stem, list_images
-from setr_fast.data.lists import key_of, split_name
 from setr_fast.data.options import DataConfig
-from setr_fast.data.palette import default_palette
-from setr_fast.data.reading import PictureReader
 from setr_fast.data.shard_source import stated_shard_classes
 from setr_fast.data.source import open_source
 from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.evaluator import check_classes, evaluate
 from setr_fast.engine.options import InferenceConfig
-from setr_fast.engine.outputs import output_stems
-from setr_fast.engine.overlay import write_index_png, write_overlay
-from setr_fast.engine.predictor import channels_of, predict
+from setr_fast.engine.places import make_folder, pick_device
+from setr_fast.engine.progress import progress_bar
 from setr_fast.engine.record import record
-from setr_fast.engine.video import frames, is_video, require_reader
-from setr_fast.errors import BackendError, ConfigError, DataError
+from setr_fast.errors import ConfigError, DataError
 from setr_fast.fields import nearest
-from setr_fast.files import atomic_folder, atomic_write
+from setr_fast.files import atomic_write
 from setr_fast.metrics.options import MetricsConfig
 from setr_fast.metrics.table import score_table
 from setr_fast.metrics.tally import Tally
@@ -59,7 +46,7 @@ def eval_command(
     """
     scoring = scoring or MetricsConfig()
     if out is not None:
-        _make_folder(out.parent, "out")
+        make_folder(out.parent, "out")
         if out.is_dir():
             raise ConfigError(f"out: must be a file, got the folder {out}; name a file in it")
     place = pick_device(device)
@@ -73,7 +60,8 @@ def eval_command(
     names = spec.class_names or source.classes.names
     tally = tally_for(scoring, names)
     started = time.perf_counter()
-    evaluate(model, source, inference, progress=_progress(), tally=tally)
+    with progress_bar(len(source)) as step:
+        evaluate(model, source, inference, progress=lambda done, of: step(), tally=tally)
     seconds = time.perf_counter() - started
     scores = tally.scores(scoring.absent)
     if scores.pixels == 0:
@@ -117,146 +105,6 @@ def tally_for(scoring: MetricsConfig, names: Sequence[str]) -> Tally:
         index = found[0]
     ratio = scoring.boundary_ratio if "boundary" in scoring.metrics else None
     return Tally(len(names), ignore_index=IGNORED, boundary_ratio=ratio, probability_of=index)
-
-
-def predict_command(
-    checkpoint: Path,
-    inputs: Sequence[Path],
-    out: Path,
-    inference: InferenceConfig,
-    *,
-    device: str | None = None,
-    extra: Path | None = None,
-    extra_range: tuple[float, float] | None = None,
-) -> None:
-    """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.png`` for each input.
-
-    Inputs are pictures, folders of them, and videos (``<stem>_frames/<number>.png``). One that cannot be read is
-    named on stderr, and the others are carried on with. ``extra``: folder with each picture's further channels,
-    of which ``extra_range`` becomes 0 and 255 (as ``DataConfig.extra_range``).
-
-    Raises: DataError at the end, if any input could not be read.
-    """
-    files = _expand(inputs)
-    for path in filter(is_video, files):
-        require_reader(path)
-    place = pick_device(device)
-    model = load_checkpoint(checkpoint)[0].to(place)
-    _make_folder(out, "out")
-    predict_files(model, files, out, inference, extra, extra_range)
-
-
-def predict_files(
-    model: nn.Module,
-    files: Sequence[Path],
-    out: Path,
-    inference: InferenceConfig,
-    extra: Path | None = None,
-    extra_range: tuple[float, float] | None = None,
-) -> None:
-    """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
-    spec: Any = model.spec
-    palette = spec.palette or default_palette(spec.num_classes)
-    reader = PictureReader(channels_of(model), extra_range)
-    failed = 0
-    for path, stem in zip(files, output_stems(files, out), strict=True):
-        try:
-            if is_video(path):
-                written = _predict_video(model, path, out / f"{stem}_frames", inference, palette)
-            else:
-                pixels = reader.file(path, _further_channels(path, extra))
-                written = _predict_picture(model, pixels, out / stem, inference, palette)
-        except DataError as error:
-            failed += 1
-            print(f"predict: {one_line(str(error))}", file=sys.stderr, flush=True)
-        except OSError as error:  # the input's own trouble is a DataError: this is the output's
-            raise ConfigError(f"out: must be a folder that can be written, got {out}: {error.strerror}") from None
-        else:
-            print(one_line(f"{path} -> {written}"), flush=True)
-    if failed:
-        raise DataError(
-            f"every input must be readable, got {failed} of {len(files)} that are not; they are named above"
-        )
-
-
-def _further_channels(picture: Path, folder: Path | None) -> Path | None:
-    """Return the file of a picture's further channels: the one of its stem in the folder.
-
-    Raises: DataError unless there is exactly one.
-    """
-    if folder is None:
-        return None
-    found = by_stem(folder, nested=False, arrays=True).get(key_of(split_name(picture.name)[0]), [])
-    if len(found) != 1:
-        raise DataError(f"{picture}: must have one file of its stem in {folder}, got {len(found)}; see --extra")
-    return found[0]
-
-
-def pick_device(name: str | None) -> torch.device:
-    """Return the device to compute on: the named one, else the first GPU, else the CPU.
-
-    Raises: ConfigError for a name that is none; BackendError for a GPU that is not there.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BackendError(
-            f"device: must be one of this machine's {torch.cuda.device_count()} GPUs, got {name!r}; "
-            "`--device cpu` works anywhere"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
-    return device
-
-
-def _predict_picture(
-    model: nn.Module, image: npt.NDArray[np.uint8], stem: Path, inference: InferenceConfig, palette: Palette
-) -> Path:
-    classes = predict(model, image, inference)
-    # Joined as text: Path.with_suffix would take the end of a dotted stem for a suffix.
-    target = Path(f"{stem}.png")
-    write_overlay(Path(f"{stem}_overlay.png"), np.ascontiguousarray(image[..., :3]), classes, palette)
-    write_index_png(target, classes, palette)
-    return target
-
-
-def _predict_video(model: nn.Module, path: Path, folder: Path, inference: InferenceConfig, palette: Palette) -> Path:
-    with atomic_folder(folder) as unfinished:
-        for number, frame in enumerate(frames(path)):
-            _predict_picture(model, frame, unfinished / f"{number:06d}", inference, palette)
-    return folder
-
-
-def _expand(inputs: Sequence[Path]) -> list[Path]:
-    """Pictures of the folders among the inputs, the other inputs as they are, each file once."""
-    files: dict[Path, Path] = {}
-    for path in inputs:
-        for file in list_images([path]) if path.is_dir() else [path]:
-            files.setdefault(file.resolve(), file)
-    if not files:
-        raise DataError(f"predict: inputs must hold a picture, got none in {', '.join(map(str, inputs))}")
-    return list(files.values())
-
-
-def _make_folder(path: Path, what: str) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{what}: must be in a folder that can be written, got {path}: {error.strerror}") from None
-
-
-def _progress() -> Callable[[int, int], None] | None:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, of: int) -> None:
-        print(f"\r{done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _further(result: dict[str, Any]) -> Iterator[str]:

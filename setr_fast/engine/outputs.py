@@ -10,8 +10,8 @@ from pathlib import Path
 
 NAME_BYTES = 255
 """Longest file name that common file systems take."""
-ENDINGS = (".png", "_overlay.png", "_frames")
-"""Class map and overlay of a picture; folder of a video's frames."""
+ENDINGS = (".png", "_overlay.png", "_overlay.jpg", "_frames", "_overlay.mp4")
+"""Class map and overlay of a picture; folder of a video's class maps, and its overlay."""
 
 
 def output_stems(inputs: Sequence[Path], out: Path) -> list[str]:

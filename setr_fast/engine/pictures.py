@@ -56,22 +56,21 @@ def as_pixels(image: Picture, channels: int = 3) -> Tensor:
 
 
 def byte_reader(pixels: Tensor, size: tuple[int, int], mirrored: bool) -> Callable[[int, int, int, int], Tensor]:
-    """Return the function that reads windows of bytes [h, w, 3] out of the picture resized to ``size`` as OpenCV does.
+    """Return the function that reads windows of bytes [h, w, C] out of the picture resized to ``size`` as OpenCV does.
 
     At the picture's own size a window is a view of it. Windows are counted from the left of the mirrored picture.
 
-    Shapes: pixels uint8 [H, W, 3].
+    Shapes: pixels uint8 [H, W, C].
     """
     plain = tuple(pixels.shape[:2]) == size
-    levels = torch.arange(256, dtype=torch.float32).expand(3, 256).contiguous()
+    levels = torch.arange(256, dtype=torch.float32).expand(pixels.shape[2], 256).contiguous()
 
     def read(top: int, left: int, height: int, width: int) -> Tensor:
         left = size[1] - left - width if mirrored else left
         if plain:
             window = pixels[top : top + height, left : left + width]
             return window.flip(1) if mirrored else window
-        place = (top, left), (height, width)
-        window = augment_image(pixels, size, *place, mirrored, None, None, 0, None, levels)
+        window = augment_channels(pixels, size, (top, left), (height, width), mirrored, ColourChange(), levels)
         return window.permute(1, 2, 0).to(torch.uint8)  # whole numbers 0..255
 
     return read

@@ -118,7 +118,7 @@ def views_of(model: nn.Module, pixels: Pixels, config: InferenceConfig) -> list[
     normalise = normalise_table(spec.mean, spec.std)
     size = _size(pixels)
     as_bytes = config.resize_rule == "opencv" and pixels.dtype is torch.uint8
-    takes_bytes = as_bytes and getattr(model, "takes_bytes", False)
+    takes_bytes = as_bytes and channels_of(model) == 3 and getattr(model, "takes_bytes", False)
     views = []
     for scale in config.scales:
         scaled = scaled_size(size, scale, config)

@@ -1,18 +1,44 @@
-"""Frames of a video, one at a time, through PyAV (an optional dependency)."""
+"""Videos through PyAV (an optional dependency): frames with their times in, an overlay with the same times out.
+
+One frame at a time is held; sound is neither read nor written.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from setr_fast.errors import BackendError, DataError
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"})
+_CODECS = ("libx264", "mpeg4")
+"""The first that this build of PyAV has."""
+_TICKS = Fraction(1, 90_000)
+"""Unit of times where a stream has none: MPEG's clock."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame, upright. ``time``: when it is shown, counted in ``unit`` seconds, as the file has it."""
+
+    pixels: npt.NDArray[np.uint8]
+    time: int
+    unit: Fraction
+
+    @property
+    def seconds(self) -> float:
+        """When the frame is shown."""
+        return float(self.time * self.unit)
 
 
 def is_video(path: Path) -> bool:
@@ -26,24 +52,33 @@ def require_reader(path: Path) -> None:
         raise BackendError(f"{path}: a video needs PyAV, which is not installed; pip install av")
 
 
-def frames(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the frames of a video's first picture stream, upright.
+def frames(path: Path) -> Iterator[Frame]:
+    """Yield the frames of a video's first picture stream.
 
-    Shapes: [H, W, 3] RGB each; the size may change between frames.
+    Times are the stream's own, which need not be equally far apart; a frame without one, or with one that is not after
+    its predecessor's, is shown one average frame later. The size may change between frames.
     Raises: DataError if the file is no video, or breaks off.
     """
     if not path.is_file():
         raise DataError(f"{path}: must exist, got no such file; check the name")
     av = importlib.import_module("av")
-    count = 0
+    count, last = 0, None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path}: must hold a video stream, got none; give a video")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            unit = Fraction(getattr(stream, "time_base", None) or _TICKS)
+            step = max(round(1 / (getattr(stream, "average_rate", None) or 25) / unit), 1)
             for frame in container.decode(video=0):
+                time = getattr(frame, "pts", None)
+                if time is None or (last is not None and time <= last):
+                    time = 0 if last is None else last + step
                 turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise, from the display matrix
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns % 4))
-                count += 1
+                pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns % 4))
+                yield Frame(pixels, time, unit)
+                count, last = count + 1, time
     except (av.FFmpegError, ValueError, IndexError) as error:
         if isinstance(error, DataError):
             raise
@@ -53,3 +88,48 @@ def frames(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
         ) from None
     if count == 0:
         raise DataError(f"{path}: must hold at least one frame, got none; copy the file again")
+
+
+class Writer:
+    """Writes frames with given times into a video file, H.264 where this build of PyAV has it."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self._av = importlib.import_module("av")
+        self._stream: Any = None
+
+    def add(self, frame: Frame, picture: npt.NDArray[np.uint8]) -> None:
+        """Write ``picture`` [H, W, 3] to be shown when ``frame`` is; all take the first one's size."""
+        if self._stream is None:
+            self._stream = self._open(frame, picture)
+        size = (self._stream.width, self._stream.height)
+        if picture.shape[1::-1] != size:
+            picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+        shown = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+        shown.pts, shown.time_base = frame.time, frame.unit
+        self._container.mux(self._stream.encode(shown))
+
+    def close(self) -> None:
+        """Write what the encoder still holds."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+
+    def _open(self, frame: Frame, picture: npt.NDArray[np.uint8]) -> Any:
+        name = next(name for name in _CODECS if name in self._av.codecs_available)
+        stream = self._container.add_stream(name)
+        stream.height, stream.width = picture.shape[:2]
+        # Colour at half the resolution, as players expect it, needs even sides.
+        even = stream.width % 2 == stream.height % 2 == 0
+        stream.pix_fmt = "yuv420p" if even or name != "libx264" else "yuv444p"
+        stream.time_base = stream.codec_context.time_base = frame.unit  # as the file read: times stay what they are
+        return stream
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """Open an MP4 file to be written, whatever its name."""
+    av = importlib.import_module("av")
+    with av.open(str(path), "w", format="mp4") as container:
+        writer = Writer(container)
+        yield writer
+        writer.close()

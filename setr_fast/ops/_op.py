@@ -309,6 +309,7 @@ def declare_op(
     _COMPILED.define(schema)
     _PUBLIC.impl(name, op._dispatch, "CompositeExplicitAutograd")
     torch.library.register_fake(f"setr_fast::{name}", fake, lib=_PUBLIC)
+    torch.library.register_fake(f"setr_fast_native::{name}", fake, lib=_COMPILED)  # exported programs may name it
     if backward is not None:
         torch.library.register_autograd(f"setr_fast::{name}", backward, setup_context=save, lib=_PUBLIC)
     OPS[name] = op

@@ -121,7 +121,7 @@ def _reference(
 
 def _fake(image: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor, *rest: Any) -> Tensor:
     dtype = torch.promote_types(weight.dtype, positions.dtype)
-    return positions.new_empty((len(image), *positions.shape), dtype=dtype)
+    return positions.new_empty((image.shape[0], *positions.shape), dtype=dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -109,7 +109,7 @@ def _fits_a_grid(logits: Tensor, size: Sequence[int], crop: Sequence[int], align
 
 
 _op = declare_op(
-    "upsample_argmax(Tensor logits, int[] size, int[] crop, bool align_corners) -> Tensor",
+    "upsample_argmax(Tensor logits, SymInt[] size, SymInt[] crop, bool align_corners) -> Tensor",
     reference=_reference,
     fake=_fake,
     cases=_cases,

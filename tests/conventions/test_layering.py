@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": BASE | {"ops", "data"},
     "precision": BASE | {"ops", "nn", "models", "precision"},
     "engine": BASE | {"ops", "data", "models", "checkpoints", "metrics", "loss", "precision", "engine"},
+    "export": BASE | {"ops", "nn", "models", "checkpoints", "engine", "export"},
     "train": BASE | {"ops", "nn", "data", "models", "checkpoints", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }
@@ -36,7 +37,7 @@ LIGHT = [
     "errors.py",
     "models/catalog.py",
     "models/spec.py",
-    *(f"{p}/options.py" for p in ("data", "models", "checkpoints", "metrics", "engine", "train")),
+    *(f"{p}/options.py" for p in ("data", "models", "checkpoints", "metrics", "engine", "export", "train")),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
+
+from setr_fast.engine import checkpoints
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,14 @@ def make_picture() -> Callable[[int, int], np.ndarray]:
         return np.clip(np.stack(waves, 2) + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
 
     return make
+
+
+@pytest.fixture
+def checkpoint(tmp_path, make_model, monkeypatch) -> Path:
+    """A folder that looks like a saved model and loads as the tiny one."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(checkpoints, "load_model", lambda path: make_model())
+    return folder

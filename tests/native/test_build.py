@@ -156,7 +156,7 @@ def test_a_failing_build_removes_an_older_library(
     folder = tmp_path / "lib" / "setr_fast"
     folder.mkdir(parents=True)
     for mode in ("auto", "off"):
-        for name in ("_native.cpython-399-x86_64-linux-gnu.so", "_cuda.so", "other.so"):
+        for name in ("_native.cpython-399-x86_64-linux-gnu.so", "_cuda.so", setup.OPS_LIBRARY, "other.so"):
             (folder / name).write_bytes(b"old")
         monkeypatch.setattr(setup, "compile_part", fail)
         build(mode)
@@ -174,12 +174,13 @@ def test_no_nvcc_or_a_failing_one_leaves_the_cpu_part(
         assert variables["SETR_FAST_CUDA"] == "not built"
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(b"library")
+        output.with_name(setup.OPS_LIBRARY).write_bytes(b"library")
         return output
 
     monkeypatch.setattr(setup, "compile_part", compile_cpu)
     for nvcc, line in ((None, "no nvcc found"), ("/usr/bin/nvcc", "nvcc is broken")):
         monkeypatch.setattr(setup, "find_nvcc", lambda found=nvcc: found)
-        assert [p.name.split(".")[0] for p in build("auto").iterdir()] == ["_native"]
+        assert sorted(p.name.split(".")[0] for p in build("auto").iterdir()) == ["_native", "libsetr_fast_ops"]
         expected = f"setr_fast: {line}: the CUDA library was not built (every op has CPU and PyTorch paths)"
         assert expected in capfd.readouterr().err.splitlines()
     with pytest.raises(SystemExit, match="nvcc is broken"):

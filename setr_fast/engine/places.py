@@ -1,0 +1,38 @@
+"""Where a command computes and where it writes, or one line why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from setr_fast.errors import BackendError, ConfigError
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device to compute on: the named one, else the first GPU, else the CPU.
+
+    Raises: ConfigError for a name that is none; BackendError for a GPU that is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"device: must be one of this machine's {torch.cuda.device_count()} GPUs, got {name!r}; "
+            "`--device cpu` works anywhere"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
+    return device
+
+
+def make_folder(path: Path, what: str) -> None:
+    """Make a folder, or raise ConfigError naming the option."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{what}: must be in a folder that can be written, got {path}: {error.strerror}") from None

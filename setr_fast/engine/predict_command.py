@@ -1,0 +1,222 @@
+"""What `predict` does once its arguments are read: pictures and videos decoded, predicted and written in a pipeline."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from setr_fast.data.faults import one_line
+from setr_fast.data.folder import by_stem, list_images
+from setr_fast.data.lists import key_of, split_name
+from setr_fast.data.palette import default_palette
+from setr_fast.data.reading import PictureReader
+from setr_fast.engine.checkpoints import load_checkpoint
+from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.outputs import output_stems
+from setr_fast.engine.overlay import overlay, write_index_png, write_overlay
+from setr_fast.engine.pipeline import Outcome, pipelined
+from setr_fast.engine.places import make_folder, pick_device
+from setr_fast.engine.predictor import channels_of, predict
+from setr_fast.engine.progress import progress_bar
+from setr_fast.engine.video import Frame, Writer, frames, is_video, require_reader, writing
+from setr_fast.errors import ConfigError, DataError
+from setr_fast.files import atomic_file, atomic_folder
+
+Palette = Sequence[tuple[int, int, int]]
+Overlay = Literal["png", "jpg", "none"]
+Array = npt.NDArray[Any]
+
+
+def predict_command(
+    checkpoint: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    inference: InferenceConfig,
+    *,
+    device: str | None = None,
+    extra: Path | None = None,
+    extra_range: tuple[float, float] | None = None,
+    overlays: Overlay = "png",
+) -> None:
+    """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.png`` for each input.
+
+    Inputs are pictures, folders of them, and videos: ``<stem>_frames/<number>.png``, ``<stem>_frames/times.csv`` and
+    ``<stem>_overlay.mp4``. One that cannot be read is named on stderr, and the others are carried on with. ``extra``:
+    folder with each picture's further channels, of which ``extra_range`` becomes 0 and 255 (as in ``DataConfig``).
+
+    Raises: DataError at the end, if any input could not be read.
+    """
+    files = _expand(inputs)
+    for path in filter(is_video, files):
+        require_reader(path)
+    place = pick_device(device)
+    model = load_checkpoint(checkpoint)[0].to(place)
+    make_folder(out, "out")
+    predict_files(model, files, out, inference, extra, extra_range, overlays=overlays)
+
+
+def predict_files(
+    model: nn.Module,
+    files: Sequence[Path],
+    out: Path,
+    inference: InferenceConfig,
+    extra: Path | None = None,
+    extra_range: tuple[float, float] | None = None,
+    *,
+    overlays: Overlay = "png",
+) -> None:
+    """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
+    spec: Any = model.spec
+    palette = spec.palette or default_palette(spec.num_classes)
+    reader = PictureReader(channels_of(model), extra_range)
+    named = list(zip(files, output_stems(files, out), strict=True))
+    failed: list[Path] = []
+    with progress_bar(len(named)) as step:
+
+        def tell(path: Path, error: Exception | None, written: Path | None) -> None:
+            if not _tell(path, error, written, out):
+                failed.append(path)
+            step()
+
+        pictures = [item for item in named if not is_video(item[0])]
+        with closing(_pictures(model, pictures, reader, extra, out, inference, palette, overlays)) as outcomes:
+            for outcome in outcomes:
+                tell(outcome.item[0], outcome.error, outcome.result)
+        for path, stem in named:
+            if is_video(path):
+                error, written = None, None
+                try:
+                    written = _video(model, path, out / stem, inference, palette, overlays)
+                except (DataError, OSError) as caught:
+                    error = caught
+                tell(path, error, written)
+    if failed:
+        names = ", ".join(path.name for path in failed[:3]) + (", ..." if len(failed) > 3 else "")
+        raise DataError(
+            f"every input must be readable, got {len(failed)} of {len(files)} that are not ({one_line(names)}); they "
+            "are named above, the others are done"
+        )
+
+
+def _pictures(
+    model: nn.Module,
+    files: Sequence[tuple[Path, str]],
+    reader: PictureReader,
+    extra: Path | None,
+    out: Path,
+    inference: InferenceConfig,
+    palette: Palette,
+    overlays: Overlay,
+) -> Generator[Outcome[tuple[Path, str], Path], None, None]:
+    def read(item: tuple[Path, str]) -> Array:
+        return reader.file(item[0], _further_channels(item[0], extra))
+
+    def compute(pixels: Array) -> tuple[Array, Array]:
+        return pixels, predict(model, pixels, inference)
+
+    def write(item: tuple[Path, str], made: tuple[Array, Array]) -> Path:
+        # Joined as text: Path.with_suffix would take the end of a dotted stem for a suffix.
+        target = out / f"{item[1]}.png"
+        if overlays != "none":
+            colours = np.ascontiguousarray(made[0][..., :3])
+            write_overlay(out / f"{item[1]}_overlay.{overlays}", colours, made[1], palette)
+        write_index_png(target, made[1], palette)
+        return target
+
+    return pipelined(files, read, compute, write)
+
+
+def _further_channels(picture: Path, folder: Path | None) -> Path | None:
+    """Return the file of a picture's further channels: the one of its stem in the folder.
+
+    Raises: DataError unless there is exactly one.
+    """
+    if folder is None:
+        return None
+    found = by_stem(folder, nested=False, arrays=True).get(key_of(split_name(picture.name)[0]), [])
+    if len(found) != 1:
+        raise DataError(f"{picture}: must have one file of its stem in {folder}, got {len(found)}; see --extra")
+    return found[0]
+
+
+def _video(
+    model: nn.Module,
+    path: Path,
+    stem: Path,
+    inference: InferenceConfig,
+    palette: Palette,
+    overlays: Overlay,
+) -> Path:
+    """Write the class maps of a video's frames, when each is shown, and a video of the overlays."""
+    folder = stem.with_name(f"{stem.name}_frames")
+    with ExitStack() as unfinished:
+        place = unfinished.enter_context(atomic_folder(folder))
+        film = None
+        if overlays != "none":
+            file = unfinished.enter_context(atomic_file(stem.with_name(f"{stem.name}_overlay.mp4")))
+            film = unfinished.enter_context(writing(file))
+        shown = list(_frames(model, path, place, film, inference, palette))
+        lines = [f"{number},{seconds:.6f}\n" for number, seconds in shown]
+        (place / "times.csv").write_text("frame,seconds\n" + "".join(lines))
+    return folder
+
+
+def _frames(
+    model: nn.Module, path: Path, folder: Path, film: Writer | None, inference: InferenceConfig, palette: Palette
+) -> Iterator[tuple[int, float]]:
+    """Write every frame, and yield its number and when it is shown, in seconds."""
+    coming = frames(path)
+
+    def compute(frame: Frame | None) -> tuple[Frame, Array] | None:
+        return None if frame is None else (frame, predict(model, frame.pixels, inference))
+
+    def write(number: int, made: tuple[Frame, Array] | None) -> float | None:
+        if made is None:
+            return None
+        frame, classes = made
+        write_index_png(folder / f"{number:06d}.png", classes, palette)
+        if film is not None:
+            film.add(frame, overlay(frame.pixels, classes, palette))
+        return frame.seconds
+
+    # One thread each: a stream is read, and a film written, frame after frame.
+    stages = pipelined(count(), lambda _: next(coming, None), compute, write, readers=1, writers=1)
+    with closing(stages):
+        for outcome in stages:
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.result is None:
+                return
+            yield outcome.item, outcome.result
+
+
+def _tell(item: Path, error: Exception | None, written: Path | None, out: Path) -> bool:
+    """Say on one line what became of an input; return whether it was done."""
+    if error is None:
+        print(one_line(f"{item} -> {written}"), flush=True)
+        return True
+    if isinstance(error, DataError):
+        print(f"predict: {one_line(str(error))}", file=sys.stderr, flush=True)
+        return False
+    if isinstance(error, OSError):  # the input's own trouble is a DataError: this is the output's
+        raise ConfigError(f"out: must be a folder that can be written, got {out}: {error.strerror}") from None
+    raise error
+
+
+def _expand(inputs: Sequence[Path]) -> list[Path]:
+    """Pictures of the folders among the inputs, the other inputs as they are, each file once."""
+    files: dict[Path, Path] = {}
+    for path in inputs:
+        for file in list_images([path]) if path.is_dir() else [path]:
+            files.setdefault(file.resolve(), file)
+    if not files:
+        raise DataError(f"predict: inputs must hold a picture, got none in {', '.join(map(str, inputs))}")
+    return list(files.values())
