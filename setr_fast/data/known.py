@@ -51,6 +51,8 @@ class KnownSet:
     """Pictures with masks per split, as published."""
     table: str | None = None
     """Class table in ``tables``; none: the folder has to bring one."""
+    names: str | None = None
+    """Where there is no table: list of the classes' names in the archive, beside the data or above it."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Values of ``DataConfig`` that the layout asks for."""
     below: tuple[str, ...] = ()
@@ -252,6 +254,7 @@ KNOWN: dict[str, KnownSet] = {
         title="FoodSeg103: 103 ingredients and background, which is a class",
         layout="img_dir/{train,test} + ann_dir/{train,test}",
         counts={"train": 4983, "test": 2135},
+        names="category_id.txt",
         options={"val_split": "test", "num_classes": 104},
         below=("FoodSeg103/Images", "Images"),
         source="github LARC-CMU-SMU/FoodSeg103-Benchmark-v1",

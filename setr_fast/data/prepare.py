@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,14 @@ class Job:
     target: Path
     sources: tuple[Path, ...]
     make: Callable[[], bytes]
+    always: bool = False
+    """Write it again whatever is there: a list depends on more than the files it is made of."""
 
     @property
     def is_done(self) -> bool:
         """Whether the file is there and no older than what it is made of."""
+        if self.always:
+            return False
         try:
             made = os.stat(self.target).st_mtime_ns
             return all(os.stat(path).st_mtime_ns <= made for path in self.sources)
@@ -121,38 +126,35 @@ def need(root: Path, pattern: str) -> list[Path]:
 def _cityscapes(root: Path) -> Iterator[Job]:
     """Training ids beside the label ids, as ``createTrainIdLabelImgs.py`` of cityscapesScripts makes them."""
     base = data_folder(root, known_set("cityscapes").below)
-    table = read_class_table(TABLES / "cityscapes.csv").lookup().astype(np.uint8)[:256].copy()
-    table[table > 18] = 255  # ids that are no class at all do not occur; were they there, they are ignored
-
-    def made(source: Path) -> bytes:
-        return index_png(table[load_mask(source).ids])
-
+    table = read_class_table(TABLES / "cityscapes.csv").lookup()[:256].copy()
+    table[table > 18] = 255  # ids that mean nothing do not occur; were they there, they are ignored
     for source in need(base, "gtFine/*/*/*_gtFine_labelIds.png"):
         target = source.with_name(source.name.replace("_labelIds.png", "_labelTrainIds.png"))
-        yield Job(target, (source,), lambda source=source: made(source))  # type: ignore[misc]
+        yield Job(target, (source,), partial(_looked_up, source, table))
+
+
+def _looked_up(source: Path, table: np.ndarray, most: int = 255) -> bytes:
+    """Return a mask whose ids are those that a table has for the stored ones, which may be up to ``most``."""
+    raw = read_mat_ids(source, "LabelMap") if source.suffix == ".mat" else load_mask(source).ids
+    low, high = int(raw.min(initial=0)), int(raw.max(initial=0))
+    if low < 0 or high > most:
+        raise FaultError(Fault(source, f"ids must be 0..{most}, got {low}..{high}", "use the masks as distributed"))
+    return index_png(table[raw.astype(np.int64)])
 
 
 def _context(root: Path) -> Iterator[Job]:
     """The 60 classes out of the 459 categories: ``trainval/*.mat`` (LabelMap) or PNGs of them, and both split lists."""
     base = data_folder(root, known_set("pascal_context").below)
-    rank = np.zeros(65536, np.uint8)
+    rank = np.zeros(460, np.uint8)
     rank[list(CONTEXT_IDS)] = np.arange(60, dtype=np.uint8)
-
-    def made(source: Path) -> bytes:
-        raw = read_mat_ids(source, "LabelMap") if source.suffix == ".mat" else load_mask(source).ids
-        if raw.min(initial=0) < 0 or raw.max(initial=0) > 459:
-            rule = f"ids must be 0..459, got {int(raw.min())}..{int(raw.max())}"
-            raise FaultError(Fault(source, rule, "use the masks of the 459 categories"))
-        return index_png(rank[raw.astype(np.int64)])
-
-    folders = [(place, kind) for place in (base / "trainval", root / "trainval", base / "SegmentationClassContext459")
-               for kind in ("*.mat", "*.png")]  # fmt: skip
-    sources = next((found for place, kind in folders if (found := sorted(place.glob(kind)))), [])
+    places = (base / "trainval", root / "trainval", base / "SegmentationClassContext459")
+    found = (sorted(place.glob(kind)) for place in places for kind in ("*.mat", "*.png"))
+    sources = next((paths for paths in found if paths), [])
     if not sources:
         raise FaultError(Fault(base, "must hold trainval/*.mat, got no such files", "unpack trainval.tar.gz there"))
     for source in sources:
         target = base / "SegmentationClassContext" / f"{source.stem}.png"
-        yield Job(target, (source,), lambda source=source: made(source))  # type: ignore[misc]
+        yield Job(target, (source,), partial(_looked_up, source, rank, most=459))
     there = {source.stem for source in sources}
     for split in ("train", "val"):
         # The pictures of VOC 2010's detection lists are those of Pascal Context: 4998 and 5105.
@@ -160,7 +162,7 @@ def _context(root: Path) -> Iterator[Job]:
         target = base / "ImageSets" / "SegmentationContext" / f"{split}.txt"
         if listing.is_file():
             stems = [stem for stem in listed(listing) if stem in there]
-            yield Job(target, (listing,), lambda stems=stems: text_of(stems))  # type: ignore[misc]
+            yield Job(target, (listing,), partial(text_of, stems), always=True)
         elif not target.is_file():
             rule = f"must hold ImageSets/Main/{split}.txt or ImageSets/SegmentationContext/{split}.txt, got neither"
             raise FaultError(Fault(base, rule, "unpack VOC 2010 there"))
@@ -179,22 +181,24 @@ def _voc_aug(root: Path) -> Iterator[Job]:
         yield Job(target / f"{stem}.png", (path,), path.read_bytes)
     further = [path for path in need(found, "cls/*.mat") if path.stem not in own]
     for path in further:
-        make: Callable[[], bytes] = lambda path=path: index_png(read_mat_ids(path, "GTcls.Segmentation"))  # type: ignore[misc]  # noqa: E731
-        yield Job(target / f"{path.stem}.png", (path,), make)
+        yield Job(target / f"{path.stem}.png", (path,), partial(_converted, path, "GTcls.Segmentation"))
     lists = base / "ImageSets" / "Segmentation"
     val = set(listed(lists / "val.txt"))
-    stems = sorted(({*listed(lists / "train.txt")} | {path.stem for path in further}) - val)
     if not val:
         raise FaultError(Fault(lists / "val.txt", "must name VOC's validation pictures, got none", "unpack VOC 2012"))
-    yield Job(lists / "trainaug.txt", (lists / "val.txt",), lambda: text_of(stems))
+    stems = sorted(({*listed(lists / "train.txt")} | {path.stem for path in further}) - val)
+    yield Job(lists / "trainaug.txt", (lists / "val.txt",), partial(text_of, stems), always=True)
+
+
+def _converted(source: Path, name: str) -> bytes:
+    return index_png(read_mat_ids(source, name))
 
 
 def _coco_stuff_10k(root: Path) -> Iterator[Job]:
     """PNGs beside the .mat files, ids as they are: 0 is unlabelled, 1..182 the categories."""
     base = data_folder(root, known_set("coco_stuff_10k").below)
     for source in need(base, "annotations/*.mat"):
-        make: Callable[[], bytes] = lambda source=source: index_png(read_mat_ids(source, "S"))  # type: ignore[misc]  # noqa: E731
-        yield Job(source.with_suffix(".png"), (source,), make)
+        yield Job(source.with_suffix(".png"), (source,), partial(_converted, source, "S"))
 
 
 def _synapse(root: Path) -> Iterator[Job]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from setr_fast.errors import BackendError
 SUFFIXES = (".parquet", ".arrow")
 IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "annotation", "mask", "segmentation", "segmentation_mask", "semantic_mask")
+
+_READING = threading.Lock()
+"""A Parquet file is read by one thread at a time; what was read belongs to all."""
 
 Columns = tuple[str | None, str | None]
 """Names of the columns with pictures and with masks, where they were given."""
@@ -136,7 +140,9 @@ def _value(path: Path, row: int, name: str) -> Any:
     for group in range(opened.metadata.num_row_groups):
         count = opened.metadata.row_group(group).num_rows
         if row < first + count:
-            return _group(path, stamp, group, name).column(name)[row - first].as_py()
+            with _READING:
+                column = _group(path, stamp, group, name).column(name)
+            return column[row - first].as_py()
         first += count
     raise IndexError(f"{path}: row {row} of {first}")
 

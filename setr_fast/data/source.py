@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ from setr_fast.data.known import known_set
 from setr_fast.data.masks import MaskReader, histogram, mask_path, stored_mask
 from setr_fast.data.options import DataConfig
 from setr_fast.data.reading import PictureReader
-from setr_fast.data.scan import holds, samples_of
+from setr_fast.data.scan import data_root, holds, samples_of
 from setr_fast.errors import ConfigError
 
 logger = logging.getLogger("setr_fast")
@@ -135,7 +136,28 @@ def stated_classes(config: DataConfig) -> ClassTable | None:
     if config.mask_colours == "rgb":
         rule = "a class table with colours must be given to read colour masks, got none"
         raise FaultError(Fault(config.root, rule, "add classes.csv (id,name,r,g,b), or set --data.classes"))
-    return None if config.num_classes is None else ClassTable.numbered(config.num_classes)
+    if config.num_classes is None:
+        return None
+    listing = None if config.dataset is None else known_set(config.dataset).names
+    return ClassTable.numbered(config.num_classes) if listing is None else _listed_classes(config, listing)
+
+
+def _listed_classes(config: DataConfig, listing: str) -> ClassTable:
+    """Return numbered classes, with the names that a list in the archive gives them: lines of id and name."""
+    assert config.root is not None
+    assert config.num_classes is not None
+    classes = ClassTable.numbered(config.num_classes)
+    root = data_root(config)
+    path = next((p for folder in (root, *root.parents[:2]) if (p := folder / listing).is_file()), None)
+    if path is None:
+        return classes
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [line.split(maxsplit=1) for line in lines if line.strip()]
+    names = {int(row[0]): row[1].strip() for row in rows if len(row) == 2 and row[0].isdecimal()}
+    if sorted(names) != list(range(config.num_classes)):
+        rule = f"must name the classes 0..{config.num_classes - 1}, one a line, got {len(names)} of them"
+        raise FaultError(Fault(path, rule, "restore the file of the archive, or remove it"))
+    return replace(classes, names=tuple(names[index] for index in range(config.num_classes)))
 
 
 @lru_cache(maxsize=8)

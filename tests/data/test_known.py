@@ -14,7 +14,7 @@ from setr_fast.data.known import KNOWN, known_set
 from setr_fast.data.options import DataConfig
 from setr_fast.data.shard_write import write_shards
 from setr_fast.data.source import open_source
-from setr_fast.errors import ConfigError
+from setr_fast.errors import ConfigError, DataError
 
 # (split, picture, mask) below the root, and (id in the mask -> training id); ids that are not there are not legal.
 LAYOUTS = {
@@ -283,6 +283,18 @@ def test_what_is_given_wins_over_the_known_set(tmp_path: Path) -> None:
 def test_unknown_set_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="cityscapes"):
         DataConfig(dataset="cityscape")
+
+
+def test_names_of_foodseg_come_from_its_archive(tmp_path: Path) -> None:
+    build("foodseg103", tmp_path)
+    config = DataConfig(root=tmp_path, dataset="foodseg103")
+    assert open_source(config, "train").classes.names[1] == "class_1"
+    listing = tmp_path / "FoodSeg103" / "category_id.txt"
+    listing.write_text("0\tbackground\n1\tcandy\n" + "".join(f"{i}\tfood {i}\n" for i in range(2, 104)))
+    assert open_source(config, "train").classes.names[:3] == ("background", "candy", "food 2")
+    listing.write_text("0 background\n")
+    with pytest.raises(DataError, match=r"must name the classes 0\.\.103, one a line, got 1 of them"):
+        open_source(config, "train")
 
 
 def test_shards_hold_what_is_left_of_cut_pictures(tmp_path: Path) -> None:

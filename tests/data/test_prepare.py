@@ -174,6 +174,11 @@ def test_voc_and_sbd_are_merged_without_the_pictures_of_val(tmp_path: Path) -> N
     assert list(train.names) == ["both", "own_train", "sbd_new"]
     assert [train.read(index)[1][0, 0] for index in range(3)] == [3, 3, 7]
     assert open_source(DataConfig(root=tmp_path, dataset="pascal_voc_aug"), "val").names == ["own_val"]
+    # What is unpacked later is in the list after the next call.
+    write_mat(sbd / "cls" / "later.mat", structure("GTcls", {"Segmentation": further}))
+    save(base / "JPEGImages" / "later.jpg", np.zeros((4, 6, 3), np.uint8))
+    assert "2 files written" in prepare("pascal_voc_aug", tmp_path)
+    assert "later" in open_source(DataConfig(root=tmp_path, dataset="pascal_voc_aug"), "trainaug").names
 
 
 def test_coco_stuff_10k_is_turned_into_pngs(tmp_path: Path) -> None:

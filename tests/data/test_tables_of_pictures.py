@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,15 @@ def test_the_library_itself_writes_what_is_read(tmp_path: Path) -> None:
     made.save_to_disk(tmp_path / "train")
     for split in ("train", "validation"):
         assert_read(DataConfig(root=tmp_path, num_classes=3, val_split="validation"), split, 3)
+
+
+def test_threads_read_one_file_together(tmp_path: Path) -> None:
+    parquet.write_table(table(range(40)), tmp_path / "train.parquet", row_group_size=3)
+    source = open_source(DataConfig(root=tmp_path, num_classes=3), "train")
+    order = [int(i) for i in np.random.default_rng(0).permutation(np.arange(40).repeat(3))]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(source.read, order))
+    assert all((image == picture(index)).all() for index, (image, _) in zip(order, found, strict=True))
 
 
 def test_check_finds_what_is_wrong_in_a_row(tmp_path: Path) -> None:

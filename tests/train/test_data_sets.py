@@ -53,6 +53,17 @@ def test_train_eval_and_predict(name: str, tmp_path: Path, capsys: pytest.Captur
     assert Image.open(tmp_path / "masks/a.png").size == Image.open(tmp_path / "a.png").size
 
 
+def test_rare_classes_are_trained_on_more_often(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = "--data.builtin-train 8 --data.builtin-val 2 --data.builtin-size 32 --data.sampling rare_classes"
+    size = f"{TINY} --model.head-channels 8 {STEPS} --train.log-every 1"
+    run(f"train --run-dir {tmp_path / 'rare'} {data} {size}", capsys)
+    assert 'sampling = "rare_classes"' in (tmp_path / "rare" / "config.toml").read_text()
+    run(f"train --run-dir {tmp_path / 'plain'} {data.replace('rare_classes', 'uniform')} {size}", capsys)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("rare", "plain")]
+    losses = [json.loads(line)["train/loss"] for line in lines]
+    assert losses[0] != losses[1], "other pictures, another loss"
+
+
 @pytest.mark.parametrize(
     ("name", "recipe", "train", "count"),
     [("ade20k", "SETR_PUP_512x512_160k_ade20k_bs_16", "training", 2), ("pascal_voc", "folder_tiny", "val", 1)],
