@@ -19,7 +19,7 @@ from setr_fast.checkpoints.load import NATIVE, assemble, encoder_spec, map_sourc
 from setr_fast.checkpoints.options import ConvertConfig
 from setr_fast.checkpoints.peer_layout import TARGETS
 from setr_fast.checkpoints.read import read_checkpoint, weights_file
-from setr_fast.checkpoints.transfer import fresh_heads, reinit_classes
+from setr_fast.checkpoints.transfer import fresh_heads, reinit_classes, without_adapters
 from setr_fast.errors import CheckpointError, ConfigError
 from setr_fast.fields import nearest
 from setr_fast.files import atomic_write
@@ -57,6 +57,8 @@ def convert(source: Path, result: Path, config: ConvertConfig) -> dict[str, Any]
             f"convert: DST must be a file for --to {config.to}, got the folder {result}; name a file in it"
         )
     read = _reinitialised(_read(source, config.family, config.overrides()), config)
+    if target != NATIVE or config.merge_lora:
+        read.spec, read.state = without_adapters(read.spec, read.state, read.account)
     model = assemble(read.spec, dict(read.state))
     forward = compare_forward(model, config.recorded) if config.recorded is not None else None
     values: dict[str, Any]

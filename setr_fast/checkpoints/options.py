@@ -42,6 +42,8 @@ class ConvertConfig:
     """Names of the result's classes."""
     match_classes: bool = False
     """With --reinit-head: keep the entries of classes that have the same name in the file."""
+    merge_lora: bool = False
+    """Add low-rank adapters to the weights; files for other code bases have them added in any case."""
 
     def overrides(self) -> dict[str, Any]:
         """Return what the user says of the model in the file, as ``load`` takes it.

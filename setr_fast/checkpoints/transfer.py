@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from setr_fast.errors import CheckpointError, ConfigError
 from setr_fast.models.model import AUX_HEADS, HEADS, SegmentationModel
 from setr_fast.models.spec import ModelSpec
 from setr_fast.models.store import load_model
+from setr_fast.nn.lora import PARTS, merged
 
 _LOG = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ def start_from(
         mapped = map_source(source, **_unsaid(source, model.spec))
         old, state, account = mapped.spec, mapped.state, mapped.account
     state, old = extend_channels(state, old, model.spec, account, extra_channels)
+    old, state = without_adapters(old, state, account)
     own = model.state_dict()
     try:
         encoder = fit_encoder(state, old, model.spec, account, str(where))
@@ -112,7 +115,8 @@ def start_from(
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
     taken = dict(encoder)
     if old.head != "none":
-        wrong = [name for name in own if name not in encoder and not _fits(rest.get(name), own[name])]
+        asked = [name for name in own if name not in encoder and not name.endswith(PARTS)]
+        wrong = [name for name in asked if not _fits(rest.get(name), own[name])]
         wrong += [name for name in rest if name not in own]
         if wrong and not reinit_head:
             told = f"{old.num_classes} classes, head {old.head} (model: {model.spec.num_classes}, {model.spec.head})"
@@ -128,6 +132,21 @@ def start_from(
     fresh = [name for name in own if name not in taken]
     _tell(path, account, fresh)
     return {**account.to_dict(), "fresh": fresh}
+
+
+def without_adapters(
+    spec: ModelSpec, state: dict[str, Tensor], account: Accounting
+) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """Return a model with its adapters, where it has any, added to the weights; the account says to which."""
+    if not spec.lora_rank:
+        return spec, state
+    for name in [name for name in state if name.endswith(PARTS[0])]:
+        layer = name.removesuffix(PARTS[0])
+        parts = [account.used.pop(layer + part, ()) for part in PARTS]
+        account.used[layer + "weight"] = (*account.used.get(layer + "weight", ()), *parts[0], *parts[1])
+        account.changed[layer + "weight"] = "its adapter added"
+    plain = {field.name: field.default for field in fields(ModelSpec) if field.name.startswith("lora_")}
+    return spec.replace(**plain), merged(state, spec.lora_alpha / spec.lora_rank)
 
 
 def _tell(path: Path, account: Accounting, fresh: list[str]) -> None:

@@ -9,6 +9,7 @@ from setr_fast.models.spec import ModelSpec
 from setr_fast.nn.block import Block, growing_rates
 from setr_fast.nn.chance import dropout
 from setr_fast.nn.embed import PatchEmbed
+from setr_fast.nn.lora import adapt
 from setr_fast.nn.position import resize_positions
 from setr_fast.shapes import Grid
 
@@ -44,6 +45,9 @@ class Encoder(nn.Module):
         )
         self.blocks[spec.taps[-1] + 1 :].requires_grad_(False)  # in the file, but never run
         self.norm = nn.LayerNorm(spec.width, eps=spec.final_norm_eps) if spec.final_norm else None
+        if spec.lora_rank:
+            adapt(self, spec.lora_targets, spec.lora_rank, spec.lora_alpha)
+            self.blocks[spec.taps[-1] + 1 :].requires_grad_(False)
         for token in (self.cls_token, self.dist_token, self.pos_embed):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from setr_fast.models.code_bases import fields_of
 
-_NO_FIELDS = ("name", "code_base", "start", "reinit_head", "extra_channels")
+_NO_FIELDS = ("name", "code_base", "freeze_encoder", "start", "reinit_head", "extra_channels")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class ModelConfig:
     """Channels of the SETR heads' convolutions."""
     aux_scales: tuple[int, ...] | None = None
     """Upsampling behind each convolution of the auxiliary heads (mmsegmentation's Naive of ADE20K has two)."""
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank in the encoder's blocks and freeze the rest of the encoder; usually 4 to 32.
+    `setr-fast convert RUN/best DIR --merge-lora` adds them to the weights."""
+    lora_alpha: float | None = None
+    """The adapters' product is multiplied by lora_alpha / lora_rank."""
+    lora_targets: tuple[str, ...] | None = None
+    """Layers of every block that have adapters: attn.qkv, attn.proj, mlp.fc1, mlp.fc2."""
+    freeze_encoder: bool = False
+    """The encoder keeps its weights; only neck and heads learn."""
     drop_path: float | None = None
     """Stochastic depth at the last block, rising linearly from 0."""
     dropout: float | None = None

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from setr_fast.errors import ConfigError
 from setr_fast.fields import coerce_fields, known_names
 
+LORA_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -71,6 +72,12 @@ class ModelSpec:
     """Stochastic depth of the last block; it grows linearly from 0 at the first."""
     drop_path_on: Literal["both", "ffn"] = "both"
     """Branches that stochastic depth may drop."""
+    lora_rank: int = 0
+    """Rank of the adapters beside the encoder's linear layers, which are then frozen with all of it; 0: none."""
+    lora_alpha: float = 16.0
+    """The adapters' product is multiplied by lora_alpha / lora_rank."""
+    lora_targets: tuple[str, ...] = ("attn.qkv", "attn.proj")
+    """Layers of every block that have adapters: attn.qkv, attn.proj, mlp.fc1, mlp.fc2."""
     fit: Literal["pad", "floor"] = "pad"
     """Sides that are no multiple of the patch: pad with zeros bottom and right, or ignore the rest."""
 
@@ -239,6 +246,7 @@ def _faults(s: ModelSpec) -> list[str]:
     limits += [within(n, 1e-12, 1.0) for n in ("decoder_layer_norm_eps", "decoder_norm_eps")]
     limits += [within("cosine_eps", 0.0, 1.0), within("aux_weight", 0.0, 100.0), within("std", 1e-6, 1e6)]
     limits += [within(n, 1, 65536) for n in ("resize_short", "min_short") if getattr(s, n) is not None]
+    limits += [within("lora_rank", 0, 65536), within("lora_alpha", 1e-6, 1e6)]
     if any(limits):  # what follows divides by these numbers
         return limits
     return [
@@ -252,6 +260,9 @@ def _faults(s: ModelSpec) -> list[str]:
         ""
         if all(0 <= level < len(s.taps) for level in s.aux_levels)
         else f"aux_levels must be positions in taps, 0..{len(s.taps) - 1}, got {s.aux_levels}",
+        ""
+        if s.lora_targets and set(s.lora_targets) <= set(LORA_TARGETS)
+        else f"lora_targets must be some of {', '.join(LORA_TARGETS)}, got {s.lora_targets}",
         ""
         if s.fit == "pad" or s.resize_to == "input"
         else f"resize_to must be input where fit is floor (nothing covers the cut edge), got {s.resize_to}",

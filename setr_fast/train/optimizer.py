@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import torch
 from torch import nn
 
 from setr_fast.train.options import OptimConfig
 
 HEADS = ("head.", "aux_heads.")  # MLA's neck is not among them, as in the published code
+_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Split the parameters by learning rate (encoder, heads) and weight decay (matrices, the rest).
+    """Split the parameters by learning rate (encoder or each of its layers, heads) and weight decay (matrices, the
+    rest).
 
-    Source: SETR mmseg/core ``paramwise_cfg=dict(custom_keys={'head': dict(lr_mult=10.)})`` for the multiplier.
+    Source: SETR mmseg/core ``paramwise_cfg=dict(custom_keys={'head': dict(lr_mult=10.)})`` for the multiplier; BEiT
+    (arXiv 2106.08254), ``optim_factory.py`` for the layers: block i of L has layer_decay ** (L - 1 - i).
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    blocks = [int(found[1]) for name, _ in trained if (found := _BLOCK.match(name))]
+    last = max(blocks, default=0)
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in trained:
         decayed = config.decay_all or (parameter.ndim >= 2 and not _is_embedding(name))
-        groups.setdefault((name.startswith(HEADS), decayed), []).append(parameter)
+        title, factor = _layer(name, last, config)
+        groups.setdefault((title, factor, decayed), []).append(parameter)
     return [
         {
             "params": parameters,
-            "name": f"{'heads' if head else 'encoder'}{'' if decayed else ', no decay'}",
-            "base_lr": config.lr * (config.head_lr_multiplier if head else 1.0),
+            "name": title if decayed else f"{title}, no decay",
+            "base_lr": config.lr * factor,
             "lr": config.lr,
             "weight_decay": config.weight_decay if decayed else 0.0,
         }
-        for (head, decayed), parameters in sorted(groups.items(), reverse=True)
+        for (title, factor, decayed), parameters in sorted(groups.items(), key=_heads_first)
     ]
 
 
@@ -44,9 +52,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def learning_rate(base_lr: float, step: int, steps: int, config: OptimConfig) -> float:
     """Return the learning rate of ``step`` (from 0) out of ``steps``.
 
-    Source: mmcv PolyLrUpdaterHook, ``(lr - min_lr) * (1 - step / steps) ** power + min_lr``, with linear warm-up.
+    Source: mmcv PolyLrUpdaterHook, ``(lr - min_lr) * (1 - step / steps) ** power + min_lr``, with linear warm-up;
+    Loshchilov and Hutter, arXiv 1608.03983, equation 5 without restarts, for cosine.
     """
-    lr = (base_lr - config.min_lr) * (1 - step / steps) ** config.power + config.min_lr
+    done = step / steps
+    left = (1 - done) ** config.power if config.schedule == "poly" else (1 + math.cos(math.pi * done)) / 2
+    # A layer's rate may begin below the minimum: it then stays as it is.
+    lowest = min(config.min_lr, base_lr)
+    lr = (base_lr - lowest) * left + lowest
     return lr * min(1.0, (step + 1) / (config.warmup_steps + 1))
 
 
@@ -55,6 +68,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, c
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(group["base_lr"], step, steps, config)
     return learning_rate(config.lr, step, steps, config)
+
+
+def _layer(name: str, last: int, config: OptimConfig) -> tuple[str, float]:
+    """Return the title of a parameter's group, and its learning rate as a multiple of ``lr``."""
+    if name.startswith(HEADS):
+        return "heads", config.head_lr_multiplier
+    if config.layer_decay == 1.0:
+        return "encoder", 1.0
+    if found := _BLOCK.match(name):
+        return f"encoder block {int(found[1])}", config.layer_decay ** (last - int(found[1]))
+    if name.startswith("encoder.") and not name.startswith("encoder.norm."):
+        return "encoder embedding", config.layer_decay ** (last + 1)
+    return "encoder norm and neck", 1.0
+
+
+def _heads_first(group: tuple[tuple[str, float, bool], list[nn.Parameter]]) -> tuple[bool, float, str, bool]:
+    (title, factor, decayed), _ = group
+    return title != "heads", -factor, title, not decayed
 
 
 def _is_embedding(name: str) -> bool:

@@ -10,7 +10,7 @@ from setr_fast.errors import ConfigError
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and learning-rate schedule: poly decay per step, linear warm-up before it."""
+    """Optimiser and learning-rate schedule per step, linear warm-up before it."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Optimiser; the published SETR and Segmenter recipes use sgd."""
@@ -18,6 +18,11 @@ class OptimConfig:
     """Learning rate of the encoder after warm-up."""
     head_lr_multiplier: float = 1.0
     """Learning rate of the heads as a multiple of the encoder's (published SETR: 10)."""
+    layer_decay: float = 1.0
+    """Learning rate of each encoder block as a multiple of that of the block above it (BEiT: 0.65 to 0.9); what lies
+    below the blocks counts as one more. 1: one rate for all."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """poly: (1 - step / steps) to the power; cosine: half a period; both end at min_lr."""
     min_lr: float = 1e-5
     """Learning rate that the schedule ends with."""
     power: float = 0.9
@@ -40,6 +45,8 @@ class OptimConfig:
             raise ConfigError(
                 f"optim: lr and head_lr_multiplier must be positive, got {self.lr}, {self.head_lr_multiplier}"
             )
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optim.layer_decay: must lie in (0, 1], got {self.layer_decay}")
         if self.min_lr > self.lr:
             raise ConfigError(f"optim.min_lr: must be at most optim.lr, {self.lr}, got {self.min_lr}; lower it as well")
         if self.warmup_steps < 0:

@@ -97,16 +97,17 @@ def _build(config: Config, source: Source) -> SegmentationModel:
     rule: dict[str, Any] = {"resize_short": config.inference.resize_short}  # eval and predict then do as validation did
     if config.inference.mode != "auto":
         rule["inference_mode"] = config.inference.mode
-    return create_model(
+    model = create_model(
         config.model.name,
         num_classes=classes.num_classes,
         image_size=config.augment.crop,
         class_names=classes.names,
         palette=classes.palette,
-        **rule,
-        **_channels(config),
-        **config.model.overrides(),
+        **{**rule, **config.model.overrides(), **_channels(config)},
     )
+    if config.model.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    return model
 
 
 def _channels(config: Config) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _channels(config: Config) -> dict[str, Any]:
     data, further = config.data, config.data.channels - 3
     if further == 0:
         return {}
-    colours = model_spec(config.model.name, 2, config.augment.crop)
+    colours = model_spec(config.model.name, 2, config.augment.crop, **config.model.overrides())
     mean, std = (values * (further // len(values)) for values in (data.extra_mean, data.extra_std))
     return {"in_chans": data.channels, "mean": colours.mean + mean, "std": colours.std + std}
 

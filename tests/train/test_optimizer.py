@@ -96,3 +96,42 @@ def test_blocks_behind_the_last_tap_are_not_trained() -> None:
 def test_a_minimum_above_the_learning_rate_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"optim\.min_lr: must be at most"):
         OptimConfig(lr=1e-6)
+
+
+def test_rates_fall_by_layer_from_the_last_block_down() -> None:
+    """As in BEiT: what is below the blocks counts as one more layer, neck and heads keep the whole rate."""
+    config = OptimConfig(lr=1.0, min_lr=0.0, layer_decay=0.5, head_lr_multiplier=3.0)
+    model = create_model("setr_mla_vit_t16", num_classes=3, image_size=32, depth=6, taps=(1, 2, 3, 4))
+    rates = {id(p): group["base_lr"] for group in parameter_groups(model, config) for p in group["params"]}
+    expected = {f"encoder.blocks.{i}.": 0.5 ** (4 - i) for i in range(5)}  # the sixth never runs
+    expected |= {"encoder.patch_embed": 0.5**5, "encoder.pos_embed": 0.5**5, "neck": 1.0, "head": 3.0, "aux_heads": 3.0}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (rate,) = (value for start, value in expected.items() if name.startswith(start))
+            assert rates[id(parameter)] == pytest.approx(rate), name
+    names = [group["name"] for group in parameter_groups(model, config)]
+    assert len(set(names)) == len(names)
+    final = create_model("segmenter_linear_vit_t16", num_classes=3, image_size=32, depth=2, taps=(1,))
+    rates = {id(p): group["base_lr"] for group in parameter_groups(final, config) for p in group["params"]}
+    assert rates[id(final.encoder.norm.weight)] == 1.0  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="layer_decay"):
+        OptimConfig(layer_decay=1.5)
+
+
+def test_a_layers_rate_below_the_minimum_never_rises() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=0)
+    rates = [learning_rate(0.01, step, 10, config) for step in range(10)]
+    assert rates == pytest.approx([0.01] * 10)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_cosine_equals_torchs_own_after_the_warmup(warmup: int) -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.1, schedule="cosine", warmup_steps=warmup)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=0.1)
+    for step in range(100):
+        want = schedule.get_last_lr()[0] * min(1.0, (step + 1) / (warmup + 1))
+        assert learning_rate(1.0, step, 100, config) == pytest.approx(want), step
+        optimizer.step()
+        schedule.step()
