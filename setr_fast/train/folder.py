@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from setr_fast.config import Config, to_toml
 from setr_fast.data.shard_fetch import is_address
@@ -19,6 +22,18 @@ from setr_fast.files import atomic_write
 from setr_fast.train import checkpoint
 
 LOCK = ".lock"
+UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EIO,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EFBIG,
+}
 
 
 def run_folder(config: Config, *, restarted: bool = False) -> Path:
@@ -83,23 +98,21 @@ def writing(run_dir: Path) -> Iterator[None]:
     """Turn a failure to write into one line that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENOENT,
-            errno.EIO,
-            errno.EEXIST,
-            errno.ENOTDIR,
-            errno.EFBIG,
-        ):
+    except (OSError, SafetensorError) as error:
+        number = _number(error)
+        if number not in UNWRITABLE:
             raise
         kept = checkpoint.complete(run_dir / "checkpoints")
         remedy = f"see to it, then go on from {kept[-1].name} with --resume" if kept else "give another --run-dir"
-        raise BackendError(f"run_dir: {run_dir} cannot be written ({error.strerror}); {remedy}") from None
+        raise BackendError(f"run_dir: {run_dir} cannot be written ({os.strerror(number)}); {remedy}") from None
+
+
+def _number(error: Exception) -> int:
+    """Return the system's number of an error; safetensors gives it in words."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"os error (\d+)", str(error))
+    return int(told[1]) if told else 0
 
 
 @contextmanager

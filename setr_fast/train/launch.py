@@ -38,6 +38,8 @@ def run(config: Config, argv: list[str]) -> int:
     processes = config.nproc or max(1, torch.cuda.device_count())
     if "RANK" not in os.environ and processes > 1:
         return _run_processes(processes, config, argv)
+    if config.fsdp and processes == 1 and "RANK" not in os.environ:
+        logger.info("--fsdp with one process has nothing to share out; --nproc 2 starts two, also without a GPU")
     restarted = any(os.environ.get(name, "0") != "0" for name in (RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
     with joined(group=config.fsdp, timeout_s=config.parallel.timeout) as ranks, ExitStack() as held:
         run_dir = by_first(ranks, lambda: run_folder(config, restarted=restarted))

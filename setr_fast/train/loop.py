@@ -92,6 +92,7 @@ def train(run: Training, ranks: Ranks, *, resume_from: Path | None) -> dict[str,
     saver = Saver(run.run_dir / "checkpoints", ranks, keep=config.keep, wait=config.save == "wait")
     try:
         with _reporter(run, ranks, state.step) as reporter, stop_requests() as stop:
+            reporter.line(_opening(run, ranks, state.step))
             started = time.perf_counter()
             for batch in _batches(run, ranks, state.step):
                 waited = time.perf_counter() - started
@@ -112,7 +113,9 @@ def train(run: Training, ranks: Ranks, *, resume_from: Path | None) -> dict[str,
                     scores = _validate(run, state, ranks, reporter)
                 if last or stopping or state.step % save_every == 0:
                     progress = checkpoint.Progress(state.step, state.best_miou, run.settings, model.spec)
+                    started = time.perf_counter()
                     saver.start(checkpoint.tensors_of(model, state.optimizer, state.average), progress)
+                    reporter.saving(time.perf_counter() - started)
                 if stopping:
                     saver.finish()
                     stopped = STOPS[told](
@@ -128,6 +131,17 @@ def train(run: Training, ranks: Ranks, *, resume_from: Path | None) -> dict[str,
     finally:
         saver.close()
     return scores | {"best_mIoU": state.best_miou, "checkpoint": str(run.run_dir / "best")}
+
+
+def _opening(run: Training, ranks: Ranks, step: int) -> str:
+    """Return what a run is, in a line: it is read while the first step takes its time."""
+    values = sum(p.numel() for p in run.model.parameters()) / 1e6
+    whom = f"{ranks.world_size} processes" if ranks.world_size > 1 else "one process"
+    whom += f" of {torch.get_num_threads()} threads" if ranks.device.type == "cpu" else ""
+    data = f"{len(run.train_source)} pictures to train on, {len(run.val_source)} to validate"
+    begun = f"going on after step {step}; " if step else ""
+    model = f"{run.model.spec.name} with {values:.1f} million weights"
+    return f"{begun}{model}; {data}; {ranks.device.type}, {whom}; run folder {run.run_dir}"
 
 
 def _reporter(run: Training, ranks: Ranks, first_step: int) -> Reporter:

@@ -39,6 +39,8 @@ class Reporter:
         self.step_flops, self.peak_flops = step_flops, peak_flops
         self._window: list[tuple[float, float, float, float]] = []
         """(loss, accuracy, seconds, waited) of each step since the last record."""
+        self._saving = 0.0
+        """Seconds that training stood still for checkpoints since the last record."""
         self._spent = 0.0
         self._done = 0
         self._bar: Any = None
@@ -102,13 +104,23 @@ class Reporter:
             }
             if self.peak_flops:
                 speed["train/mfu"] = self.step_flops * len(self._window) / spent / self.peak_flops
+            if self._saving:
+                speed["train/save_wait"] = self._saving / (spent + self._saving)
             losses = {"train/loss": mean, "train/pixel_accuracy": right}
             self.record({"step": step, **losses, "train/lr": lr, **speed})
             if self._bar is None:
                 shown = f"{rate:.1f} images/s  data {speed['train/data_wait']:.0%}"
+                shown += f"  save {speed['train/save_wait']:.0%}" if self._saving else ""
                 shown += f"  MFU {speed['train/mfu']:.0%}" if self.peak_flops else ""
                 self.line(f"step {step}/{self.steps}  loss {mean:.4f}  lr {lr:.2e}  {shown}  left {_clock(left)}")
             self._window.clear()
+            self._saving = 0.0
+        elif self._done == 1 and self._bar is None:  # a first sign of life, and how long it will take
+            self.line(f"step {step}/{self.steps}  loss {loss:.4f}  {rate:.1f} images/s  left {_clock(left)}")
+
+    def saving(self, seconds: float) -> None:
+        """Take in how long training stood still for a checkpoint."""
+        self._saving += seconds
 
     def validation(self, step: int, scores: dict[str, Any]) -> None:
         """Record a validation: ``mIoU``, ``aAcc``, ``mAcc`` and ``IoU`` per class name."""

@@ -61,6 +61,19 @@ def test_speed_is_stated_with_the_time_that_data_took_and_against_a_peak(
     assert "8.0 images/s  data 10%  MFU 25%" in capsys.readouterr().err
 
 
+def test_the_first_step_is_told_and_what_checkpoints_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with _reporter(tmp_path) as reporter:
+        reporter.step(1, 1.0, 0.5, 0.1, 0.5)
+        assert "step 1/10  loss 1.0000  8.0 images/s  left 0:04" in capsys.readouterr().err
+        reporter.saving(0.1)
+        for step in range(2, 11):
+            reporter.step(step, 1.0, 0.5, 0.1, 0.475)
+    first, second = _records(tmp_path)
+    assert first["train/save_wait"] == pytest.approx(0.1 / (0.5 + 4 * 0.475 + 0.1))
+    assert "train/save_wait" not in second
+    assert "save 4%" in capsys.readouterr().err
+
+
 def test_a_class_that_is_absent_becomes_null_not_broken_json(tmp_path: Path) -> None:
     scores = Scores.of(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])).as_dict(["sky", "road", "train"])
     with _reporter(tmp_path) as reporter:
