@@ -26,6 +26,8 @@ class PredictArguments:
     inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
     device: str | None = None
     """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
+    extra: Path | None = None
+    """Folder with each picture's further channels under its stem, for models of more than three."""
 
 
 def run(argv: list[str]) -> int:
@@ -36,5 +38,13 @@ def run(argv: list[str]) -> int:
         raise ConfigError("predict: needs at least one picture, folder or video; see --help")
     from setr_fast.engine.commands import predict_command
 
-    predict_command(a.checkpoint, list(a.inputs), a.out, a.inference, device=a.device)
+    predict_command(
+        a.checkpoint,
+        list(a.inputs),
+        a.out,
+        a.inference,
+        device=a.device,
+        extra=a.extra,
+        extra_range=run.data.extra_range,
+    )
     return EXIT_OK
