@@ -4,6 +4,7 @@ A program takes a row: it is read once, its statistics are taken in registers, s
 memory. The backward's gradients of weight and bias are partial sums of ROWS rows each, added up by a second, short
 reduction: no atomics, so two runs give the same bits.
 """
+# mypy: allow-untyped-defs
 
 # mypy: allow-untyped-defs
 from __future__ import annotations

@@ -25,6 +25,7 @@ from setr_fast.files import atomic_write
 from setr_fast.metrics.options import MetricsConfig
 from setr_fast.metrics.table import score_table
 from setr_fast.metrics.tally import Tally
+from setr_fast.precision.prepare import used
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -72,6 +73,7 @@ def eval_command(
     result = record(
         tally, scoring, names, source, folder=folder, split=split, place=place, seconds=seconds, settings=settings
     )
+    result["precision"] = used(model, inference.precision)
     print(score_table(scores, names))
     for line in _further(result):
         print(line)

@@ -45,9 +45,12 @@ class InferenceConfig:
     """Windows that pass through the model together; none: what the memory budget allows, at most 16."""
     canvas_mib: int | None = None
     """Memory for logits that wait for their last window, in MiB; none: half the memory budget."""
-    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
-    """Arithmetic of the forward pass. bf16: 16-bit products; int8: products of bytes on a CPU, calibrated with the
-    first windows, layers that lose too much stay fp32; auto: bf16 where it is faster on this machine, else fp32."""
+    precision: Literal["fp32", "bf16", "int8", "fp8", "auto"] = "fp32"
+    """Arithmetic of the forward pass. bf16: 16-bit products; int8 (CPU), fp8 (GPU): 8-bit products, calibrated with the
+    first windows, layers that lose too much stay wider; auto: bf16 where it is faster on this machine, else fp32."""
+    cuda_graphs: bool = False
+    """On a GPU, record the work of a window size once and replay it; for single pictures, whose launches take longer
+    than their arithmetic."""
 
     def __post_init__(self) -> None:
         for name, value in coerce_fields(InferenceConfig, self, where="inference").items():

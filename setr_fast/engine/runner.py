@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from setr_fast.data.transforms import normalise_table
+from setr_fast.engine.graphs import Graphs
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.sizes import parse_bytes
 from setr_fast.engine.views import Geometry
@@ -48,9 +50,12 @@ class Runner:
         if below or right:  # with the mean colour, which is no byte
             windows = pad(self._normalised(windows), (0, right, 0, below))
         ready = prepared(self.model, self.config.precision, windows)
-        model: Any = ready.model
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=ready.autocast):
-            logits = model.logits(windows) if self._small else model(windows)
+        if self.config.cuda_graphs and windows.is_cuda:
+            if ready.replay is None:
+                ready.replay = Graphs(partial(_logits, ready.model, ready.autocast, self._small))
+            logits = ready.replay(windows)
+        else:
+            logits = _logits(ready.model, ready.autocast, self._small, windows)
         return logits if self._small else logits[..., :height, :width]
 
     def _normalised(self, windows: Tensor) -> Tensor:
@@ -88,6 +93,13 @@ class Runner:
         channels = max(channels, len(getattr(spec, "taps", ())) * getattr(spec, "branch_channels", 64))
         head = geometry.low[0] * geometry.low[1] * (3 * channels + 2 * spec.num_classes)
         return int(4 * (max(encoder, head) + 3 * window[0] * window[1]))
+
+
+def _logits(model: Any, autocast: bool, small: bool, windows: Tensor) -> Tensor:
+    """No method: what is recorded on a GPU must not keep a runner, and with it the model, alive."""
+    with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=autocast):
+        logits: Tensor = model.logits(windows) if small else model(windows)
+    return logits
 
 
 @contextmanager

@@ -109,6 +109,34 @@ class Int8Linear(nn.Module):
         return torch.ops.onednn.qlinear_pointwise(*known, self.bias, to.scale, to.zero, torch.uint8, *after)
 
 
+class Fp8Linear(nn.Module):
+    """float8 (e4m3) times float8, summed in float32: a scale per token and one per output, as they come.
+
+    Unmeasured: never run on a GPU. Elsewhere PyTorch computes the same numbers slowly.
+    """
+
+    outputs: None = None
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.scale = _to_fp8(layer.weight.detach().float())
+        self.bias = None if layer.bias is None else layer.bias.detach().to(torch.bfloat16)
+
+    def forward(self, x: Tensor, *, gelu: bool = False, onto: Tensor | None = None) -> Tensor:
+        rows, scale = _to_fp8(x.flatten(0, -2).float())
+        y = torch._scaled_mm(rows, self.weight.t(), scale, self.scale.t(), self.bias, out_dtype=torch.bfloat16)
+        y = torch.ops.aten.gelu_.default(y) if gelu else y
+        y = y.view(*x.shape[:-1], -1)
+        return y if onto is None else onto.add_(y)
+
+
+def _to_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows with their largest value at the format's largest, and the scale of each. Shapes: [M, K], [M, 1]."""
+    most = torch.finfo(torch.float8_e4m3fn).max
+    scale = (rows.abs().amax(1, keepdim=True) / most).clamp_min(1e-12)
+    return (rows / scale).clamp(-most, most).to(torch.float8_e4m3fn), scale
+
+
 @functools.cache
 def byte_levels() -> int:
     """Return how many steps a byte of activations has: without VNNI, pairs of products are summed in 16 bits.

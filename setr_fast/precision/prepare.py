@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,9 @@ from setr_fast.nn.block import Block
 from setr_fast.nn.conv import ConvStage, FoldedStage
 from setr_fast.precision.block import LAYERS, InferenceBlock, Norm, layer_of
 from setr_fast.precision.choose import fastest
-from setr_fast.precision.int8 import int8_model
 from setr_fast.precision.linears import HalfLinear
+from setr_fast.precision.rounding import fp8_model, int8_model
 from setr_fast.precision.tree import fingerprint, with_modules
-
-Precision = Literal["fp32", "bf16", "int8"]
 
 
 @dataclass
@@ -31,6 +30,8 @@ class Prepared:
     autocast: bool = False
     """Its head runs under autocast to bfloat16."""
     report: dict[str, Any] = field(default_factory=dict)
+    replay: Callable[[Tensor], Tensor] | None = None
+    """What the engine recorded of this model on a GPU; gone with it when the weights change."""
 
 
 _KEPT: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Prepared]]] = weakref.WeakKeyDictionary()
@@ -39,9 +40,16 @@ _KEPT: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Prepared]]] = w
 def prepared(model: nn.Module, precision: str, windows: Tensor) -> Prepared:
     """Return the model in the precision that is asked for; ``windows`` calibrate int8 and are timed for auto.
 
-    Kept until the weights change. A model of another class than ours runs as it is, under autocast for bf16.
-    Raises: ConfigError for int8 on a GPU or of another class of model.
+    Kept until the weights change. A model of another class than ours, or one whose weights are sharded over processes,
+    runs as it is, under autocast for bf16.
+    Raises: ConfigError for int8 on a GPU, fp8 on a CPU, or either of another class of model.
     """
+    sharded = any(hasattr(parameter, "placements") for parameter in model.parameters())
+    if sharded or not isinstance(model, SegmentationModel):
+        if precision in ("int8", "fp8"):
+            got = "one sharded over processes" if sharded else type(model).__name__
+            raise ConfigError(f"precision: {precision} must have a model of this package, got {got}; use fp32 or bf16")
+        return Prepared(model, "bf16" if precision == "bf16" else "fp32", precision == "bf16")
     now = fingerprint(model)
     of_model = _KEPT.setdefault(model, {})
     known = of_model.get(precision)
@@ -58,13 +66,7 @@ def used(model: nn.Module, precision: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _prepare(model: nn.Module, precision: str, windows: Tensor) -> Prepared:
-    if not isinstance(model, SegmentationModel):
-        if precision == "int8":
-            raise ConfigError(
-                f"precision: int8 must have a model of this package, got {type(model).__name__}; use fp32"
-            )
-        return Prepared(model, "bf16" if precision == "bf16" else "fp32", precision == "bf16")
+def _prepare(model: SegmentationModel, precision: str, windows: Tensor) -> Prepared:
     report: dict[str, Any] = {}
     if precision == "auto":
         precision, report["seconds_per_block"] = fastest(model, windows)
@@ -73,6 +75,13 @@ def _prepare(model: nn.Module, precision: str, windows: Tensor) -> Prepared:
             raise ConfigError(f"precision: int8 must run on a CPU, got {windows.device}; use bf16 there")
         found, calibration = int8_model(model, windows)
         return Prepared(with_modules(found, folded_stage), precision, report={"calibration": calibration.to_dict()})
+    if precision == "fp8":
+        if not windows.is_cuda or torch.cuda.get_device_capability(windows.device) < (8, 9):
+            raise ConfigError(
+                f"precision: fp8 must run on a card of capability 8.9 or newer, got {windows.device}; use bf16"
+            )
+        found, calibration = fp8_model(model, windows)
+        return Prepared(half_model(found), precision, True, {"calibration": calibration.to_dict()})
     if precision == "bf16":
         return Prepared(half_model(model), precision, True, report)
     return Prepared(with_modules(model, _plain), precision, report=report)

@@ -15,14 +15,8 @@ from setr_fast.models.model import SegmentationModel, create_model
 @pytest.fixture
 def make_model() -> Callable[..., SegmentationModel]:
     def make(name: str = "setr_pup_vit_t16", **values: Any) -> SegmentationModel:
-        sizes: dict[str, Any] = {"width": 64, "depth": 2, "num_heads": 2, "taps": (0, 0, 1, 1), "head_channels": 16}
-        if name.startswith("segmenter"):
-            sizes = {"width": 64, "depth": 2, "num_heads": 2, "taps": (1,)}
-        if "mask" in name:
-            sizes |= {"decoder_width": 64, "decoder_num_heads": 2}
-        else:
-            sizes["taps"] = (0, 1)
-            sizes |= {"aux_levels": ()} if name.startswith("setr") else {}
+        sizes: dict[str, Any] = {"width": 64, "depth": 2, "num_heads": 2, "taps": (0, 1), "aux_levels": ()}
+        sizes |= {"decoder_width": 64, "decoder_num_heads": 2, "head_channels": 16}
         model = create_model(name, num_classes=5, image_size=64, **sizes | values)
         with torch.no_grad():
             for parameter in model.parameters():

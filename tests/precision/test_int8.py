@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from setr_fast.models.model import SegmentationModel
 from setr_fast.precision import linears
 from setr_fast.precision.block import InferenceBlock
-from setr_fast.precision.int8 import int8_model
 from setr_fast.precision.linears import ByteRange, Int8Linear, PlainLinear
+from setr_fast.precision.rounding import int8_model
 
 Make = Callable[..., SegmentationModel]
 

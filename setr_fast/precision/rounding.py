@@ -1,14 +1,14 @@
-"""A model whose blocks multiply bytes, made from calibration windows, with a report on every layer.
+"""A model whose blocks multiply 8-bit numbers, made from calibration windows, with a report on every layer.
 
 One pass in float32 goes block by block: the range of each layer's input is taken, the layer is rounded, and both
 answers to the same input are compared. Then the whole model is compared with itself: the layers that are worst go back
-to float32, twice as many each time, until the classes agree.
+to wider numbers, twice as many each time, until the classes agree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from setr_fast.models.model import SegmentationModel
 from setr_fast.nn.block import Block
 from setr_fast.ops.upsample_argmax import upsample_argmax
 from setr_fast.precision.block import LAYERS, InferenceBlock, Norm, layer_of, norm_of, steps
-from setr_fast.precision.linears import ByteRange, Int8Linear, PlainLinear, byte_levels
+from setr_fast.precision.linears import ByteRange, Fp8Linear, HalfLinear, Int8Linear, PlainLinear, byte_levels
 from setr_fast.precision.tree import with_modules
 
 AGREEMENT = 0.99
@@ -47,7 +47,7 @@ class Report:
     layers: list[Layer]
     windows: int
     kept_float: list[str] = field(default_factory=list)
-    """Layers that stay in float32, worst first."""
+    """Layers that stay in float32 (beside float8: in bfloat16), worst first."""
     agreement: float = 1.0
     """Share of the calibration pixels with float32's class."""
 
@@ -61,20 +61,33 @@ class Report:
         }
 
 
+Rounded = Int8Linear | Fp8Linear
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to round: a layer from its float32 layer, the range of its input and what that was divided by; what layers
+    that lose too much become; whether outlying channels are shared with the weight first."""
+
+    make: Callable[[nn.Linear, tuple[float, float], Tensor | None], Rounded]
+    wider: Callable[[nn.Linear], nn.Module]
+    smooths: bool
+
+
 @dataclass
 class _Seen:
     """The calibrated layers of one block; ``smooth`` by the name of the layer behind a norm."""
 
-    layers: dict[str, Int8Linear]
+    layers: dict[str, Rounded]
     smooth: dict[str, Tensor]
 
 
 class _Observer(nn.Module):
-    """Runs a block in float32 and keeps its layers rounded to bytes, with their errors."""
+    """Runs a block in float32 and keeps its layers rounded, with their errors."""
 
-    def __init__(self, name: str, block: Block, seen: dict[str, _Seen], layers: list[Layer]) -> None:
+    def __init__(self, name: str, block: Block, kind: Kind, seen: dict[str, _Seen], layers: list[Layer]) -> None:
         super().__init__()
-        self.name, self.block, self.seen, self.layers = name, block, seen, layers
+        self.name, self.block, self.kind, self.seen, self.layers = name, block, kind, seen, layers
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND, known = steps(self.block, x_BND)
@@ -82,13 +95,13 @@ class _Observer(nn.Module):
         for layer in LAYERS:
             inputs, outputs = known[layer]
             linear = layer_of(self.block, layer)
-            if norm_of(self.block, layer) is not None:
+            if self.kind.smooths and norm_of(self.block, layer) is not None:
                 found.smooth[layer] = _smoothing(inputs, linear.weight)
                 inputs = inputs / found.smooth[layer]
             low, high = inputs.aminmax()
-            reach = ByteRange(MARGIN * float(low), MARGIN * float(high), byte_levels())
-            rounded = Int8Linear(linear, reach, found.smooth.get(layer))
-            error = rounded(inputs, gelu=layer == "mlp.fc1").sub_(outputs)
+            reach = MARGIN * float(low), MARGIN * float(high)
+            rounded = self.kind.make(linear, reach, found.smooth.get(layer))
+            error = rounded(inputs, gelu=layer == "mlp.fc1").float().sub_(outputs)
             found.layers[layer] = rounded
             self.layers.append(Layer(f"{self.name}.{layer}", _decibels(outputs, error), float(low), float(high)))
         return x_BND
@@ -100,18 +113,37 @@ def int8_model(model: SegmentationModel, windows: Tensor, goal: float = AGREEMEN
     Shapes: windows as the model takes them, uint8 [b, H, W, 3] or normalised [b, C, H, W].
     Raises: BackendError where this torch cannot multiply bytes.
     """
-    byte_levels()
+    levels = byte_levels()
+
+    def make(layer: nn.Linear, reach: tuple[float, float], smooth: Tensor | None) -> Int8Linear:
+        return Int8Linear(layer, ByteRange(*reach, levels), smooth)
+
+    return _rounded_model(model, windows, goal, Kind(make, PlainLinear, smooths=True))
+
+
+def fp8_model(model: SegmentationModel, windows: Tensor, goal: float = AGREEMENT) -> tuple[SegmentationModel, Report]:
+    """Return the model with its blocks' products in float8 where the answers stay, else in bfloat16, and the report.
+
+    Unmeasured: made for cards of capability 8.9 and newer; a CPU computes the same numbers slowly.
+    Shapes: as ``int8_model``.
+    """
+    return _rounded_model(model, windows, goal, Kind(lambda layer, *_: Fp8Linear(layer), HalfLinear, smooths=False))
+
+
+def _rounded_model(
+    model: SegmentationModel, windows: Tensor, goal: float, kind: Kind
+) -> tuple[SegmentationModel, Report]:
     seen: dict[str, _Seen] = {}
     layers: list[Layer] = []
 
     def observe(name: str, module: nn.Module) -> nn.Module | None:
-        return _Observer(name, module, seen, layers) if isinstance(module, Block) else None
+        return _Observer(name, module, kind, seen, layers) if isinstance(module, Block) else None
 
     exact = _classes(with_modules(model, observe), windows)
     report = Report(layers, len(windows))
     order = [layer.name for layer in sorted(layers, key=lambda layer: layer.sqnr_db)]
     for count in _growing(len(order)):
-        candidate = _assembled(model, seen, set(order[:count]))
+        candidate = _assembled(model, kind, seen, set(order[:count]))
         report.kept_float = order[:count]
         report.agreement = float((_classes(candidate, windows) == exact).double().mean())
         if report.agreement >= goal:
@@ -129,7 +161,7 @@ def _growing(most: int) -> Iterator[int]:
     yield most
 
 
-def _assembled(model: SegmentationModel, seen: dict[str, _Seen], kept: set[str]) -> SegmentationModel:
+def _assembled(model: SegmentationModel, kind: Kind, seen: dict[str, _Seen], kept: set[str]) -> SegmentationModel:
     def exchange(name: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, Block):
             return None
@@ -141,12 +173,12 @@ def _assembled(model: SegmentationModel, seen: dict[str, _Seen], kept: set[str])
         def norm(layer: str) -> Norm:
             before = norm_of(module, layer)
             assert before is not None
-            return Norm(before, found.smooth[layer] if rounded[layer] else None)
+            return Norm(before, found.smooth.get(layer) if rounded[layer] else None)
 
         for layer in found.layers.values():
-            layer.outputs = None
+            layer.outputs = None  # the candidate before may have had other neighbours
         products = tuple(
-            found.layers[layer] if rounded[layer] else PlainLinear(layer_of(module, layer)) for layer in LAYERS
+            found.layers[layer] if rounded[layer] else kind.wider(layer_of(module, layer)) for layer in LAYERS
         )
         return InferenceBlock(module.attn.num_heads, (norm("attn.qkv"), norm("mlp.fc1")), products)
 
