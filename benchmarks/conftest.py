@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.harness import RESULTS, ceilings, machine, worst_disturbance
+from benchmarks.ceilings import ceilings
+from benchmarks.harness import worst_disturbance
+from benchmarks.machine import RESULTS, clocks_mhz, machine
+from benchmarks.memory import keep_freed_memory
+from benchmarks.rows import Row, append, fields_of
+from benchmarks.selection import select
 
-_rows: list[dict[str, Any]] = []
+SEED = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="append the rows to benchmarks/results/<card>/")
     parser.addoption("--record-to", type=Path, help="write the rows to this file instead")
+    parser.addoption("--seed", type=int, help="of the random inputs; drawn anew by default, and kept in every row")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: not in the default selection of benchmarks; -m full runs all")
+    config.addinivalue_line("markers", "peers: beside other code bases, where pip install -e .[peers] put them")
+    keep_freed_memory()
+    seed = config.getoption("--seed")
+    config.stash[SEED] = int.from_bytes(os.urandom(4)) if seed is None else seed
+    if target := config.getoption("--record-to"):
+        target.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    select(config, items)
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of this run's random inputs."""
+    return request.config.stash[SEED]
+
+
+@pytest.fixture(scope="session")
+def _probes() -> None:
+    """The facts of the run, taken before its first row."""
+    machine()
+    ceilings()
 
 
 @pytest.fixture
-def record() -> Any:
-    """Return the function that keeps one row of this run, with what others took of the machine meanwhile."""
-    return lambda row: _rows.append(row | worst_disturbance())
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    target = session.config.getoption("--record-to")
-    if not _rows or not (target or session.config.getoption("--record")):
-        return
-    facts = machine() | {"ceilings": ceilings()}
+def record(request: pytest.FixtureRequest, seed: int, _probes: None) -> Callable[[Any], None]:
+    """Return the function that keeps the rows of a measurement, at once, with what others took of the machine."""
+    option = request.config.getoption
+    facts = dict(machine())
     folder = RESULTS / str(facts.pop("folder"))
-    path = target or folder / f"{time.strftime('%Y%m%d')}-{facts['commit'] or 'unknown'}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w" if target else "a") as file:
-        for row in _rows:
-            file.write(json.dumps(row | facts) + "\n")
+    path = option("--record-to") or folder / f"{time.strftime('%Y%m%d')}-{facts['commit'] or 'unknown'}.jsonl"
+
+    def keep(rows: Row | dict[str, Any] | Sequence[Row]) -> None:
+        circumstances = worst_disturbance() | facts
+        circumstances |= {"load": os.getloadavg()[0], "clocks_mhz": clocks_mhz(), "ceilings": ceilings(), "seed": seed}
+        if option("--record-to") or option("--record"):
+            for row in [rows] if isinstance(rows, Row | dict) else rows:
+                append(path, fields_of(row) | circumstances)
+
+    return keep

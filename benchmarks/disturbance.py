@@ -25,9 +25,14 @@ class Disturbance:
     steal: float
 
     @property
+    def share(self) -> float:
+        """What others took in all."""
+        return self.others + self.steal
+
+    @property
     def heavy(self) -> bool:
         """Whether a timing under it is not to be believed."""
-        return self.others + self.steal > ALLOWED
+        return self.share > ALLOWED
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("plan:run", "memory by part and step time of a training, before it is run"),
     "convert": ("convert:run", "SRC DST: a checkpoint of another code base into ours, or ours into theirs"),
     "export": ("export:run", "torch_export, aoti, onnx or cpp: one program from bytes to class map, with a receipt"),
-    "data": ("data:run", "check DIR: find every fault of a data set; list: layouts that are read"),
+    "data": ("data:run", "check DIR: find every fault of a data set; weights, prepare, coco, list: see data --help"),
     "models": ("lists:models", "names that --model.name takes"),
     "recipes": ("lists:recipes", "names that --recipe takes"),
+    "bench": ("bench:run", "time the backends of each op and say which this machine should use"),
     "doctor": ("lists:doctor", "what was compiled, and which backend each op uses on this machine"),
 }
 

@@ -28,6 +28,8 @@ class PredictArguments:
     """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
     overlay: Literal["png", "jpg", "none"] = "png"
     """Format of the pictures with their classes laid over; jpg is written ten times faster; none: class maps only."""
+    extra: Path | None = None
+    """Folder with each picture's further channels under its stem, for models of more than three."""
 
 
 def run(argv: list[str]) -> int:
@@ -38,5 +40,14 @@ def run(argv: list[str]) -> int:
         raise ConfigError("predict: needs at least one picture, folder or video; see --help")
     from setr_fast.engine.predict_command import predict_command
 
-    predict_command(a.checkpoint, list(a.inputs), a.out, a.inference, device=a.device, overlays=a.overlay)
+    predict_command(
+        a.checkpoint,
+        list(a.inputs),
+        a.out,
+        a.inference,
+        device=a.device,
+        overlays=a.overlay,
+        extra=a.extra,
+        extra_range=run.data.extra_range,
+    )
     return EXIT_OK

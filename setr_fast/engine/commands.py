@@ -11,6 +11,7 @@ from typing import Any
 
 from setr_fast.data.classes import IGNORED, find_class_table
 from setr_fast.data.options import DataConfig
+from setr_fast.data.shard_source import stated_shard_classes
 from setr_fast.data.source import open_source
 from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.evaluator import check_classes, evaluate
@@ -128,7 +129,9 @@ def _further(result: dict[str, Any]) -> Iterator[str]:
 
 def _with_class_count(data: DataConfig, count: int) -> DataConfig:
     """Where no class table says what ids mean, the model does: masks of one split may lack the last classes."""
-    unsaid = data.root is not None and data.classes is None and data.num_classes is None
+    unsaid = (data.root or data.shards) is not None and data.classes is None and data.num_classes is None
+    if unsaid and data.shards is not None and stated_shard_classes(data, data.val_split) is not None:
+        return data
     if not unsaid or count < 2 or (data.root is not None and find_class_table(data.root) is not None):
         return data
     return dataclasses.replace(data, num_classes=count)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 from torch import nn
 
 from setr_fast.data.faults import one_line
-from setr_fast.data.folder import list_images
+from setr_fast.data.folder import by_stem, list_images
+from setr_fast.data.lists import key_of, split_name
 from setr_fast.data.palette import default_palette
+from setr_fast.data.reading import PictureReader
 from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.outputs import output_stems
 from setr_fast.engine.overlay import overlay, write_index_png, write_overlay
-from setr_fast.engine.pictures import as_pixels
 from setr_fast.engine.pipeline import Outcome, pipelined
 from setr_fast.engine.places import make_folder, pick_device
-from setr_fast.engine.predictor import predict
+from setr_fast.engine.predictor import channels_of, predict
 from setr_fast.engine.progress import progress_bar
 from setr_fast.engine.video import Frame, Writer, frames, is_video, require_reader, writing
 from setr_fast.errors import ConfigError, DataError
@@ -41,11 +43,15 @@ def predict_command(
     *,
     device: str | None = None,
     overlays: Overlay = "png",
+    extra: Path | None = None,
+    extra_range: tuple[float, float] | None = None,
 ) -> None:
     """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.png`` for each input.
 
     Inputs are pictures, folders of them, and videos: ``<stem>_frames/<number>.png``, ``<stem>_frames/times.csv`` and
-    ``<stem>_overlay.mp4``. One that cannot be read is named on stderr, and the others are carried on with.
+    ``<stem>_overlay.mp4``. One that cannot be read is named on stderr, and the others are carried on with. ``extra``:
+    folder with each picture's further channels, of which ``extra_range`` becomes 0 and 255 (as
+    ``DataConfig.extra_range``).
 
     Raises: DataError at the end, if any input could not be read.
     """
@@ -55,11 +61,18 @@ def predict_command(
     place = pick_device(device)
     model = load_checkpoint(checkpoint)[0].to(place)
     make_folder(out, "out")
-    predict_files(model, files, out, inference, overlays=overlays)
+    predict_files(model, files, out, inference, extra, extra_range, overlays=overlays)
 
 
 def predict_files(
-    model: nn.Module, files: Sequence[Path], out: Path, inference: InferenceConfig, *, overlays: Overlay = "png"
+    model: nn.Module,
+    files: Sequence[Path],
+    out: Path,
+    inference: InferenceConfig,
+    extra: Path | None = None,
+    extra_range: tuple[float, float] | None = None,
+    *,
+    overlays: Overlay = "png",
 ) -> None:
     """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
     spec: Any = model.spec
@@ -74,7 +87,12 @@ def predict_files(
             step()
 
         pictures = [item for item in named if not is_video(item[0])]
-        with closing(_pictures(model, pictures, out, inference, palette, overlays)) as outcomes:
+        reader = PictureReader(channels_of(model), extra_range)
+
+        def read(item: tuple[Path, str]) -> Array:
+            return reader.file(item[0], _further_channels(item[0], extra))
+
+        with closing(_pictures(model, pictures, read, out, inference, palette, overlays)) as outcomes:
             for outcome in outcomes:
                 tell(outcome.item[0], outcome.error, outcome.result)
         for path, stem in named:
@@ -96,13 +114,14 @@ def predict_files(
 def _pictures(
     model: nn.Module,
     files: Sequence[tuple[Path, str]],
+    read: Callable[[tuple[Path, str]], Array],
     out: Path,
     inference: InferenceConfig,
     palette: Palette,
     overlays: Overlay,
 ) -> Generator[Outcome[tuple[Path, str], Path], None, None]:
     def compute(pixels: Array) -> tuple[Array, Array]:
-        return pixels, predict(model, pixels, inference)
+        return np.ascontiguousarray(pixels[..., :3]), predict(model, pixels, inference)
 
     def write(item: tuple[Path, str], made: tuple[Array, Array]) -> Path:
         # Joined as text: Path.with_suffix would take the end of a dotted stem for a suffix.
@@ -112,7 +131,7 @@ def _pictures(
         write_index_png(target, made[1], palette)
         return target
 
-    return pipelined(files, lambda item: as_pixels(item[0]).numpy(), compute, write)
+    return pipelined(files, read, compute, write)
 
 
 def _video(
@@ -177,6 +196,19 @@ def _tell(item: Path, error: Exception | None, written: Path | None, out: Path) 
     if isinstance(error, OSError):  # the input's own trouble is a DataError: this is the output's
         raise ConfigError(f"out: must be a folder that can be written, got {out}: {error.strerror}") from None
     raise error
+
+
+def _further_channels(picture: Path, folder: Path | None) -> Path | None:
+    """Return the file of a picture's further channels: the one of its stem in the folder.
+
+    Raises: DataError unless there is exactly one.
+    """
+    if folder is None:
+        return None
+    found = by_stem(folder, nested=False, arrays=True).get(key_of(split_name(picture.name)[0]), [])
+    if len(found) != 1:
+        raise DataError(f"{picture}: must have one file of its stem in {folder}, got {len(found)}; see --extra")
+    return found[0]
 
 
 def _expand(inputs: Sequence[Path]) -> list[Path]:

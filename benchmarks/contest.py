@@ -1,0 +1,157 @@
+"""One comparison: all its sides timed in turn on rotating arguments, each timed output held against the truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import synchronize, turned, undisturbed
+from benchmarks.machine import DEVICE
+from benchmarks.memory import peak_extra_bytes
+from benchmarks.parity import Ledger, outputs_of, poison, poisoned_allocations
+from benchmarks.ring import VALUES, Arguments, Ring
+from benchmarks.rows import Parity
+
+SHORTEST = 1e-3
+"""Seconds that a sample lasts at least: shorter calls are repeated, up to MOST_CALLS times, each on other memory."""
+MOST_CALLS = 32
+FACTOR = 2.0
+"""Times the reference's own error that a side's error may be."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to do it. ``like`` names the side whose own error is the measure: the same dtype, plainly computed."""
+
+    run: Callable[..., Any]
+    dtype: torch.dtype
+    like: str
+    factor: float | None = FACTOR
+    """None: it must agree with the truth bit for bit."""
+    ours: bool = True
+    """Whether a wrong result fails the benchmark; a foreign side's rows are only kept out of the tables."""
+
+
+@dataclass
+class Outcome:
+    """What came of a comparison."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of one call, per side and round."""
+    parity: dict[str, Parity] = field(default_factory=dict)
+    peak_extra_bytes: dict[str, int | None] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+class Contest:
+    """Sides over common arguments. ``truth`` gives what is right for a set of values, in float64 where that rounds.
+
+    ``compared`` picks what is held against the truth from what a call gives: by default all its tensors.
+    """
+
+    def __init__(
+        self,
+        sides: dict[str, Side],
+        make: Callable[[int], Arguments],
+        truth: Callable[[Arguments], Any],
+        not_run: dict[str, str] | None = None,
+        compared: Callable[[Any], list[Tensor]] = outputs_of,
+    ) -> None:
+        self.ring = Ring(make)
+        self.compared = compared
+        self.exact = [compared(truth(arguments)) for arguments in self.ring.values]
+        self.sides = dict(sides)
+        self.outcome = Outcome(not_run=dict(not_run or {}))
+        self.ledgers: dict[str, Ledger] = {}
+        self._held: dict[str, list[Tensor]] = {}
+
+    def run(self, *, rounds: int = 15, seconds: float = 2.0, memory: bool = True) -> Outcome:
+        """Warm up, check on poisoned memory, time, check what was timed, judge."""
+        calls = {name: self._first(name) for name in list(self.sides)}
+        calls = {name: count for name, count in calls.items() if count}
+        if memory:
+            self.outcome.peak_extra_bytes = {name: self._peak(name) for name in calls}
+            for name in calls:  # to get hold of memory again
+                self._sample(name, 0, 1)
+        self.outcome.seconds = undisturbed(lambda: self._rounds(calls, rounds, seconds))
+        for name in calls:
+            side = self.sides[name]
+            verdict = self.ledgers[name].parity(self.ledgers[side.like], self.exact, side.factor)
+            self.outcome.parity[name] = verdict
+            if side.ours and not verdict.passed:
+                self.outcome.failures.append(f"{name}: {verdict.why}")
+        return self.outcome
+
+    def _first(self, name: str) -> int:
+        """Call a side once per set of values, the first on poisoned memory; return its calls per sample."""
+        side = self.sides[name]
+        self.ledgers[name] = Ledger(torch.finfo(side.dtype).eps if side.dtype.is_floating_point else 0.0)
+        try:
+            with poisoned_allocations():
+                self._check(name, 0, [side.run(*self.ring.next(0))])
+            shortest = min(self._sample(name, index, 1) for index in range(VALUES))
+        except Exception as error:
+            self.sides.pop(name)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.outcome.not_run[name] = reason
+            if side.ours:
+                self.outcome.failures.append(f"{name}: raised {reason}")
+            return 0
+        return min(MOST_CALLS, max(1, round(SHORTEST / shortest)))
+
+    def _rounds(self, calls: dict[str, int], rounds: int, seconds: float) -> dict[str, list[float]]:
+        """At least one round per set of values, at most ``rounds``, stopping after ``seconds``, checks included."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        started = time.perf_counter()
+        for turn in range(rounds):
+            for name in turned(list(calls), turn):
+                times[name].append(self._sample(name, turn % VALUES, calls[name]))
+            if turn + 1 >= VALUES and time.perf_counter() - started > seconds:
+                break
+        return times
+
+    def _sample(self, name: str, index: int, count: int) -> float:
+        """Time ``count`` calls of a side and check all their outputs; return seconds per call."""
+        run = self.sides[name].run
+        arguments = [self.ring.next(index) for _ in range(count)]
+        poison(self._held.get(name, []), count)
+        results, elapsed = _timed(lambda: [run(*each) for each in arguments])
+        self._check(name, index, results)
+        return elapsed / count
+
+    def _check(self, name: str, index: int, results: list[Any]) -> None:
+        """Enter outputs in the side's ledger; they and those of the call before must lie in different memory."""
+        ledger = self.ledgers[name]
+        for result in results:
+            got = self.compared(result)
+            before = {t.data_ptr() for t in self._held.get(name, []) if t.numel()}
+            if any(t.data_ptr() in before for t in got if t.numel()):
+                ledger.wrong = ledger.wrong or "gave out the memory of the call before again"
+            ledger.add(index, got, self.exact[index])
+            self._held[name] = got
+
+    def _peak(self, name: str) -> int | None:
+        arguments = self.ring.next(0)
+        self._held.pop(name, None)
+        return peak_extra_bytes(lambda: self.sides[name].run(*arguments))
+
+
+def _timed(run: Callable[[], list[Any]]) -> tuple[list[Any], float]:
+    """Return what ``run`` gives and its seconds: by the card's events, or by the clock on the wall."""
+    synchronize()
+    if DEVICE == "cuda":
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        result = run()
+        after.record()
+        synchronize()
+        return result, before.elapsed_time(after) / 1e3
+    started = time.perf_counter()
+    result = run()
+    return result, time.perf_counter() - started
