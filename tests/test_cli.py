@@ -22,14 +22,14 @@ def _run(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "compare", "predict", "data", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "eval", "compare", "predict", "export", "data", "doctor"])
 def test_every_verb_is_a_module(verb: str) -> None:
     done = _run(f"setr_fast.{verb}", "--help")
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "compare", "plan"])
+@pytest.mark.parametrize("verb", ["train", "eval", "compare", "plan", "predict", "export"])
 def test_help_loads_nothing_heavy(verb: str) -> None:
     code = (
         "import sys; from setr_fast.cli import main\n"

@@ -5,6 +5,7 @@ tyro is used in this room alone, so that another parser could take its place.
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"setr-fast: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
         return EXIT_USAGE
     _speak()
+    gc.set_threshold(50_000)  # importing torch makes hundreds of thousands of objects: 5 collections instead of 400
     try:
         module, _, function = VERBS[verb][0].partition(":")
         return getattr(import_module(f"setr_fast.cli.{module}"), function)(rest)

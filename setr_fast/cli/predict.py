@@ -26,10 +26,10 @@ class PredictArguments:
     inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
     device: str | None = None
     """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
-    extra: Path | None = None
-    """Folder with each picture's further channels under its stem, for models of more than three."""
     overlay: Literal["png", "jpg", "none"] = "png"
     """Format of the pictures with their classes laid over; jpg is written ten times faster; none: class maps only."""
+    extra: Path | None = None
+    """Folder with each picture's further channels under its stem, for models of more than three."""
 
 
 def run(argv: list[str]) -> int:
@@ -46,8 +46,8 @@ def run(argv: list[str]) -> int:
         a.out,
         a.inference,
         device=a.device,
+        overlays=a.overlay,
         extra=a.extra,
         extra_range=run.data.extra_range,
-        overlays=a.overlay,
     )
     return EXIT_OK

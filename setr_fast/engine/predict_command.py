@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
@@ -42,15 +42,16 @@ def predict_command(
     inference: InferenceConfig,
     *,
     device: str | None = None,
+    overlays: Overlay = "png",
     extra: Path | None = None,
     extra_range: tuple[float, float] | None = None,
-    overlays: Overlay = "png",
 ) -> None:
     """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.png`` for each input.
 
     Inputs are pictures, folders of them, and videos: ``<stem>_frames/<number>.png``, ``<stem>_frames/times.csv`` and
     ``<stem>_overlay.mp4``. One that cannot be read is named on stderr, and the others are carried on with. ``extra``:
-    folder with each picture's further channels, of which ``extra_range`` becomes 0 and 255 (as in ``DataConfig``).
+    folder with each picture's further channels, of which ``extra_range`` becomes 0 and 255 (as
+    ``DataConfig.extra_range``).
 
     Raises: DataError at the end, if any input could not be read.
     """
@@ -76,7 +77,6 @@ def predict_files(
     """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
     spec: Any = model.spec
     palette = spec.palette or default_palette(spec.num_classes)
-    reader = PictureReader(channels_of(model), extra_range)
     named = list(zip(files, output_stems(files, out), strict=True))
     failed: list[Path] = []
     with progress_bar(len(named)) as step:
@@ -87,7 +87,12 @@ def predict_files(
             step()
 
         pictures = [item for item in named if not is_video(item[0])]
-        with closing(_pictures(model, pictures, reader, extra, out, inference, palette, overlays)) as outcomes:
+        reader = PictureReader(channels_of(model), extra_range)
+
+        def read(item: tuple[Path, str]) -> Array:
+            return reader.file(item[0], _further_channels(item[0], extra))
+
+        with closing(_pictures(model, pictures, read, out, inference, palette, overlays)) as outcomes:
             for outcome in outcomes:
                 tell(outcome.item[0], outcome.error, outcome.result)
         for path, stem in named:
@@ -109,42 +114,24 @@ def predict_files(
 def _pictures(
     model: nn.Module,
     files: Sequence[tuple[Path, str]],
-    reader: PictureReader,
-    extra: Path | None,
+    read: Callable[[tuple[Path, str]], Array],
     out: Path,
     inference: InferenceConfig,
     palette: Palette,
     overlays: Overlay,
 ) -> Generator[Outcome[tuple[Path, str], Path], None, None]:
-    def read(item: tuple[Path, str]) -> Array:
-        return reader.file(item[0], _further_channels(item[0], extra))
-
     def compute(pixels: Array) -> tuple[Array, Array]:
-        return pixels, predict(model, pixels, inference)
+        return np.ascontiguousarray(pixels[..., :3]), predict(model, pixels, inference)
 
     def write(item: tuple[Path, str], made: tuple[Array, Array]) -> Path:
         # Joined as text: Path.with_suffix would take the end of a dotted stem for a suffix.
         target = out / f"{item[1]}.png"
         if overlays != "none":
-            colours = np.ascontiguousarray(made[0][..., :3])
-            write_overlay(out / f"{item[1]}_overlay.{overlays}", colours, made[1], palette)
+            write_overlay(out / f"{item[1]}_overlay.{overlays}", *made, palette)
         write_index_png(target, made[1], palette)
         return target
 
     return pipelined(files, read, compute, write)
-
-
-def _further_channels(picture: Path, folder: Path | None) -> Path | None:
-    """Return the file of a picture's further channels: the one of its stem in the folder.
-
-    Raises: DataError unless there is exactly one.
-    """
-    if folder is None:
-        return None
-    found = by_stem(folder, nested=False, arrays=True).get(key_of(split_name(picture.name)[0]), [])
-    if len(found) != 1:
-        raise DataError(f"{picture}: must have one file of its stem in {folder}, got {len(found)}; see --extra")
-    return found[0]
 
 
 def _video(
@@ -209,6 +196,19 @@ def _tell(item: Path, error: Exception | None, written: Path | None, out: Path) 
     if isinstance(error, OSError):  # the input's own trouble is a DataError: this is the output's
         raise ConfigError(f"out: must be a folder that can be written, got {out}: {error.strerror}") from None
     raise error
+
+
+def _further_channels(picture: Path, folder: Path | None) -> Path | None:
+    """Return the file of a picture's further channels: the one of its stem in the folder.
+
+    Raises: DataError unless there is exactly one.
+    """
+    if folder is None:
+        return None
+    found = by_stem(folder, nested=False, arrays=True).get(key_of(split_name(picture.name)[0]), [])
+    if len(found) != 1:
+        raise DataError(f"{picture}: must have one file of its stem in {folder}, got {len(found)}; see --extra")
+    return found[0]
 
 
 def _expand(inputs: Sequence[Path]) -> list[Path]:

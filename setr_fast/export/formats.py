@@ -66,7 +66,7 @@ def _onnx(model: SegmentationModel, config: ExportConfig, target: Path) -> Run:
     for value, name in ((graph.inputs[0], INPUT), (graph.outputs[0], OUTPUT)):
         value.name = name
         value.shape = type(value.shape)(["batch", *_sides(value.shape), *([3] if name == INPUT else [])])
-    exported.save(str(target))
+    exported.save(str(target), external_data=False)  # one file, up to the 2 GiB that ONNX allows
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])

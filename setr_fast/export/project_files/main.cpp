@@ -1,5 +1,6 @@
 // segment MODEL.pt2 PICTURE MASK.png: the class of every pixel of a picture (PNG or PPM), by a model that
 // `setr-fast export --format cpp` compiled. The mask is a grey PNG whose values are the classes.
+#include <ATen/ops/from_blob.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <chrono>
