@@ -27,7 +27,7 @@ UNKNOWN_CACHE = 2**26
 def machine() -> dict[str, Any]:
     """Return what does not change during a run, as when it began: card or CPU, versions, commit, clean tree or not."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     commit, dirty = git("rev-parse", "--short", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     if not commit:  # a copy without its history
         commit, dirty = stamp.verified()

@@ -22,8 +22,10 @@ from setr_fast.checkpoints.export import export, write_export
 from setr_fast.models.model import SegmentationModel
 
 # Compiled operations that mmcv-lite lacks; mmsegmentation imports them for models that are not ours.
-_OPS = ("CrissCrossAttention", "DeformConv2d", "ModulatedDeformConv2d", "MultiScaleDeformableAttention", "PSAMask")
-_OPS += ("SAConv2d", "modulated_deform_conv2d", "point_sample", "sigmoid_focal_loss")
+_OPS = (
+    *("CrissCrossAttention", "DeformConv2d", "ModulatedDeformConv2d", "MultiScaleDeformableAttention", "PSAMask"),
+    *("SAConv2d", "modulated_deform_conv2d", "point_sample", "sigmoid_focal_loss"),
+)
 
 
 class NotHere(Exception):

@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import setr_fast
 from benchmarks import peers
 from benchmarks.contest import Contest, Side
 from benchmarks.model_sides import OURS
 from benchmarks.outcome_rows import finish, rows_of
 from benchmarks.test_models import CLASSES, HEADS, settled
 from setr_fast.models.model import SegmentationModel, create_model
+from setr_fast.ops._op import REFERENCE
 
 pytestmark = [pytest.mark.peers]
 LARGE = pytest.param("vit_l16", 512, 1, marks=pytest.mark.full)
@@ -73,11 +75,12 @@ def test_beside_transformers(
 ) -> None:
     """Other designs for the same task, beside ours with the mask head. No mapping of weights exists.
 
-    They compute something else, so each side is held to its own network in float64, and speed alone compares.
+    They compute something else, so speed alone compares. Ours is held to our plain operations, which run beside it; the
+    peer's own distance from float64 is what its row tells.
     """
     model = network(f"segmenter_mask_{encoder}", size, seed)
     other, call = _or_skip(lambda: WITHOUT_MAPPING[peer](model))
-    networks = {peer: (other, call), OURS: (model, lambda net, picture: net(picture))}
+    networks = {peer: (other, call), REFERENCE: (model, _plainly), OURS: (model, lambda net, picture: net(picture))}
 
     def side(name: str) -> Side:
         net, run = networks[name]
@@ -85,8 +88,7 @@ def test_beside_transformers(
         return Side(
             _inferring(partial(run, net)),
             torch.float32,
-            name,
-            FACTOR,
+            REFERENCE if name == OURS else name,
             ours=name == OURS,
             truth=lambda arguments: _inferring(partial(run, exact))(arguments[0].double()),
         )
@@ -110,6 +112,12 @@ def network(name: str, size: int, seed: int) -> SegmentationModel:
 
 def _pictures(seed: int, batch: int, size: int) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def _plainly(net: Any, picture: Tensor) -> Tensor:
+    with setr_fast.backend(REFERENCE):
+        logits: Tensor = net(picture)
+        return logits
 
 
 def _inferring(run: Callable[..., Any]) -> Callable[..., Any]:
