@@ -1,4 +1,4 @@
-"""``python -m benchmarks.check ROWS.jsonl``: name what got slower against the committed results of the same card.
+"""``python -m benchmarks.check ROWS.jsonl``: name what got slower against the committed results of the same machine.
 
 A row is slower when its whole spread lies below the spread of the committed one by more than a tenth: ratios of both
 sides in one run are compared, never times. Exit code 1 if any row is slower, 2 if there is nothing to compare with.
@@ -6,31 +6,39 @@ sides in one run are compared, never times. Exit code 1 if any row is slower, 2 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS
-from benchmarks.report import read_rows
+from benchmarks.machine import RESULTS
+from benchmarks.rows import believed, read, refusal
 
 MARGIN = 0.9
+FOREIGN = ("compile",)
+"""Sides whose speed is not our doing."""
 
 
 def slower(rows: list[dict[str, Any]], committed: list[dict[str, Any]]) -> tuple[list[str], int]:
-    """Return a line for each row that got slower, and how many rows were compared."""
-    known = {_key(row): row for row in committed if row["kind"] == "op"}
+    """Return a line for each row that got slower or wrong, and how many rows were compared."""
+    known = {_key(row): row for row in committed if _compared(row)}
     lines, compared = [], 0
     for row in rows:
-        before = known.get(_key(row)) if row["kind"] == "op" else None
+        before = known.get(_key(row)) if _compared(row) else None
         if before is None or row.get("disturbed"):
             continue
         compared += 1
+        what = f"{row['name']} {row['case']}, {row['direction']}, {row['dtype'] or 'any dtype'}, {row['side']}"
         now, then = row["ratio"], before["ratio"]
-        if now["p80"] < MARGIN * then["p20"]:
-            what = f"{row['op']} {row['case']} {row['backend']}"
-            lines.append(f"{what}: {_text(now)} times the reference, was {_text(then)} at {before['commit']}")
+        if why := refusal(row | {"dirty": False, "commit": "this tree"}):
+            lines.append(f"{what}: {why}")
+        elif now["p80"] < MARGIN * then["p20"]:
+            lines.append(f"{what}: {_text(now)} times {row['baseline']}, was {_text(then)} at {before['commit']}")
     return lines, compared
+
+
+def _compared(row: dict[str, Any]) -> bool:
+    """Return whether a row is one of ours beside a baseline."""
+    return "side" in row and row["side"] != row["baseline"] and row["side"] not in FOREIGN and row["kind"] != "peer"
 
 
 def _text(ratio: dict[str, float]) -> str:
@@ -38,7 +46,8 @@ def _text(ratio: dict[str, float]) -> str:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row.get("op"), row.get("case"), row.get("backend"), row["machine"]
+    names = ("kind", "name", "case", "direction", "dtype", "side", "baseline", "machine", "threads")
+    return tuple(row.get(name) for name in names)
 
 
 def main(arguments: list[str]) -> int:
@@ -46,9 +55,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not Path(arguments[0]).is_file():
         print("usage: python -m benchmarks.check ROWS.jsonl", file=sys.stderr)
         return 2
-    path = Path(arguments[0])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    lines, compared = slower(rows, read_rows(RESULTS))
+    lines, compared = slower([row for _, row in read(Path(arguments[0]))], believed(RESULTS)[0])
     if not compared:
         print("nothing to compare: no committed row of these cases on this machine", file=sys.stderr)
         return 2

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import harness
 from benchmarks.ceilings import ceilings
-from benchmarks.harness import worst_disturbance
 from benchmarks.machine import RESULTS, clocks_mhz, machine
 from benchmarks.memory import keep_freed_memory
 from benchmarks.rows import Row, append, fields_of
@@ -23,6 +23,7 @@ SEED = pytest.StashKey[int]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="append the rows to benchmarks/results/<card>/")
     parser.addoption("--record-to", type=Path, help="write the rows to this file instead")
+    parser.addoption("--attempts", type=int, default=harness.ATTEMPTS, help="of a measurement while others are busy")
     parser.addoption("--seed", type=int, help="of the random inputs; drawn anew by default, and kept in every row")
 
 
@@ -30,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: not in the default selection of benchmarks; -m full runs all")
     config.addinivalue_line("markers", "peers: beside other code bases, where pip install -e .[peers] put them")
     keep_freed_memory()
+    harness.ATTEMPTS = config.getoption("--attempts")
     seed = config.getoption("--seed")
     config.stash[SEED] = int.from_bytes(os.urandom(4)) if seed is None else seed
     if target := config.getoption("--record-to"):
@@ -63,7 +65,7 @@ def record(request: pytest.FixtureRequest, seed: int, _probes: None) -> Callable
     path = option("--record-to") or folder / f"{time.strftime('%Y%m%d')}-{facts['commit'] or 'unknown'}.jsonl"
 
     def keep(rows: Row | dict[str, Any] | Sequence[Row]) -> None:
-        circumstances = worst_disturbance() | facts
+        circumstances = harness.worst_disturbance() | facts
         circumstances |= {"load": os.getloadavg()[0], "clocks_mhz": clocks_mhz(), "ceilings": ceilings(), "seed": seed}
         if option("--record-to") or option("--record"):
             for row in [rows] if isinstance(rows, Row | dict) else rows:

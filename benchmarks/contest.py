@@ -35,6 +35,8 @@ class Side:
     """None: it must agree with the truth bit for bit."""
     ours: bool = True
     """Whether a wrong result fails the benchmark; a foreign side's rows are only kept out of the tables."""
+    truth: Callable[[Arguments], Any] | None = None
+    """What is right for this side alone, where it computes another function than the others."""
 
 
 @dataclass
@@ -65,8 +67,12 @@ class Contest:
     ) -> None:
         self.ring = Ring(make)
         self.compared = compared
-        self.exact = [compared(truth(arguments)) for arguments in self.ring.values]
+        common = [compared(truth(arguments)) for arguments in self.ring.values]
         self.sides = dict(sides)
+        self.exact = {
+            name: common if side.truth is None else [compared(side.truth(a)) for a in self.ring.values]
+            for name, side in sides.items()
+        }
         self.outcome = Outcome(not_run=dict(not_run or {}))
         self.ledgers: dict[str, Ledger] = {}
         self._held: dict[str, list[Tensor]] = {}
@@ -82,7 +88,7 @@ class Contest:
         self.outcome.seconds = undisturbed(lambda: self._rounds(calls, rounds, seconds))
         for name in calls:
             side = self.sides[name]
-            verdict = self.ledgers[name].parity(self.ledgers[side.like], self.exact, side.factor)
+            verdict = self.ledgers[name].parity(self.ledgers[side.like], self.exact[name], side.factor)
             self.outcome.parity[name] = verdict
             if side.ours and not verdict.passed:
                 self.outcome.failures.append(f"{name}: {verdict.why}")
@@ -133,7 +139,7 @@ class Contest:
             before = {t.data_ptr() for t in self._held.get(name, []) if t.numel()}
             if any(t.data_ptr() in before for t in got if t.numel()):
                 ledger.wrong = ledger.wrong or "gave out the memory of the call before again"
-            ledger.add(index, got, self.exact[index])
+            ledger.add(index, got, self.exact[name][index])
             self._held[name] = got
 
     def _peak(self, name: str) -> int | None:

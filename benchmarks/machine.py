@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from benchmarks import stamp
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,7 +27,10 @@ UNKNOWN_CACHE = 2**26
 def machine() -> dict[str, Any]:
     """Return what does not change during a run, as when it began: card or CPU, versions, commit, clean tree or not."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    commit, dirty = git("rev-parse", "--short", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    if not commit:  # a copy without its history
+        commit, dirty = stamp.verified()
     return {
         "machine": gpu or f"{capabilities.get('cpu_name', platform.machine())}, {os.cpu_count()} cores",
         "folder": (gpu or "cpu").lower().replace(" ", "-"),
@@ -34,8 +39,8 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "versions": versions(),
         "python": platform.python_version(),
-        "commit": git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "commit": commit,
+        "dirty": dirty,
     }
 
 

@@ -9,26 +9,44 @@ from benchmarks.ceilings import shares
 from benchmarks.contest import Contest, Outcome
 from benchmarks.harness import quantiles, ratio
 from benchmarks.ring import Arguments
-from benchmarks.rows import Row
+from benchmarks.rows import Parity, Row
 
 
 def rows_of(contest: Contest, outcome: Outcome, baseline: str, **common: Any) -> list[Row]:
-    """Return a row per side that ran. ``common``: the fields that all sides share; chosen names the side taken here."""
-    times, chosen = outcome.seconds, common.pop("chosen", None)
-    agreement: dict[str, float] = common.pop("agreement", {})
-    pictures: int | None = common.pop("pictures", None)
+    """Return a row per side that ran. ``common``: as ``rows_of_times`` takes it."""
+    return rows_of_times(
+        outcome.seconds,
+        outcome.parity,
+        baseline,
+        dtypes={name: str(contest.sides[name].dtype)[6:] for name in outcome.seconds},
+        peaks=outcome.peak_extra_bytes,
+        not_run=outcome.not_run,
+        **common,
+    )
+
+
+def rows_of_times(
+    times: dict[str, list[float]],
+    parity: dict[str, Parity],
+    baseline: str,
+    *,
+    dtypes: dict[str, str],
+    chosen: str | None = None,
+    pictures: int | None = None,
+    peaks: dict[str, int | None] | None = None,
+    agreement: dict[str, float] | None = None,
+    **common: Any,
+) -> list[Row]:
+    """Return a row per side. ``common``: the fields that all share; ``chosen``: the side taken by itself here."""
     rows = []
     for name, seconds in times.items():
-        dtype = str(contest.sides[name].dtype)[6:]
         median = quantiles(seconds)["median"]
         fields: dict[str, Any] = dict(common)
         if common.get("flops") is not None:
-            fields |= shares(median, common["bytes"], common["flops"], dtype)
-        if pictures is not None:
-            fields["images_per_second"] = pictures / median
+            fields |= shares(median, common["bytes"], common["flops"], dtypes[name])
         rows.append(
             Row(
-                dtype=dtype,
+                dtype=dtypes[name],
                 side=name,
                 baseline=baseline,
                 seconds=quantiles(seconds),
@@ -36,11 +54,11 @@ def rows_of(contest: Contest, outcome: Outcome, baseline: str, **common: Any) ->
                 ratio=ratio(times[baseline], seconds),
                 ratios={other: ratio(times[other], seconds) for other in times if other != name},
                 rounds=len(seconds),
-                parity=outcome.parity[name],
+                parity=parity[name],
                 chosen=name == chosen,
-                peak_extra_bytes=outcome.peak_extra_bytes.get(name),
-                agreement=agreement.get(name),
-                not_run=outcome.not_run,
+                images_per_second=None if pictures is None else pictures / median,
+                peak_extra_bytes=(peaks or {}).get(name),
+                agreement=(agreement or {}).get(name),
                 **fields,
             )
         )

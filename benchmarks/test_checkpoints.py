@@ -38,6 +38,7 @@ def _file(form: str, model: SegmentationModel, folder: Path) -> tuple[Path, Path
     return path, path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", ["native", "setr"])
 def test_loading_vit_l(form: str, benchmark: Any, record: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
     model = create_model("setr_pup_vit_l16", num_classes=19, image_size=768)

@@ -27,7 +27,7 @@ from setr_fast.shapes import Grid
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GRID = Grid.covering((512, 512), 16)
 BATCH = 16 if DEVICE == "cuda" else 1
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.full)]
 SIDES = ("ours", "default", "channels_last")
 
 
@@ -76,6 +76,7 @@ def test_inference(dtype: torch.dtype, benchmark: Any, record: Callable[[dict[st
     _record("inference", dtype, times, benchmark, record)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_training(dtype: torch.dtype, benchmark: Any, record: Callable[[dict[str, Any]], None]) -> None:
     """Batch statistics; one row for forward and backward, one for the backward alone."""

@@ -47,9 +47,9 @@ def network(head: str, encoder: str, size: int, seed: int) -> SegmentationModel:
 
 def settled(model: SegmentationModel) -> SegmentationModel:
     """Give batch norms statistics of a trained network: with PyTorch's first ones all channels would fade."""
-    for module in model.modules():
-        if isinstance(getattr(module, "running_var", None), Tensor):
-            module.running_var.fill_(0.05)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.fill_(0.05)
     return model
 
 

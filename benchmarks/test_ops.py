@@ -24,6 +24,8 @@ def comparisons() -> Iterator[Any]:
     In the default selection the reference is compiled for one case of each op that rounds: seconds each.
     """
     for op in OPS.values():
+        if DEVICE == "cuda" and all(backend.device == "cpu" for backend in op.backends):
+            continue  # pictures are augmented where they are read
         cases = [case for case in op.cases() if case.bench]
         common = [case.name for case in spread(cases)]
         for case in cases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def _small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"copy_gigabytes_per_second": 100.0, "float32_teraflops": 1.0, "bfloat16_teraflops": 1.0}
     monkeypatch.setattr(ceilings, "ceilings", lambda: known)
     monkeypatch.setattr("benchmarks.harness.ATTEMPTS", 1)
+    monkeypatch.setattr(contest, "MOST_CALLS", 2)
 
 
 def _reference(x: Tensor, factor: float) -> Tensor:
@@ -237,6 +239,36 @@ def test_peak_memory_is_that_of_the_call() -> None:
 def test_default_selection_is_spread_over_the_cases() -> None:
     assert selection.spread([1, 2, 3, 4, 5, 6, 7]) == [1, 4, 7]
     assert selection.spread([1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, ["plain"]),
+        ({"markexpr": "full"}, ["plain", "large", "peer"]),  # pytest itself then drops what has no such mark
+        ({"keyword": "large"}, ["plain", "large", "peer"]),
+    ],
+)
+def test_the_default_selection_leaves_out_what_is_marked(options: dict[str, str], kept: list[str]) -> None:
+    items = [_Item("plain"), _Item("large", "full"), _Item("peer", "peers")]
+    hook = types.SimpleNamespace(pytest_deselected=lambda items: None)
+    config = types.SimpleNamespace(getoption=lambda name: options.get(name, ""), args=["benchmarks/"], hook=hook)
+    selection.select(config, items)  # type: ignore[arg-type]
+    assert [item.name for item in items] == kept
+    assert [item.name for item in items if "full" in item.marks] == [name for name in kept if name != "peer"]
+
+
+class _Item:
+    """Stands for a test."""
+
+    def __init__(self, name: str, *marks: str) -> None:
+        self.name, self.marks = name, list(marks)
+
+    def get_closest_marker(self, mark: str) -> bool:
+        return mark in self.marks
+
+    def add_marker(self, mark: str) -> None:
+        self.marks.append(mark)
 
 
 def test_rows_of_older_runs_read_with_todays_names(tmp_path: Path) -> None:

@@ -74,15 +74,43 @@ def test_disturbed_measurements_are_repeated_and_marked(monkeypatch: pytest.Monk
 
 
 def test_check_names_what_got_slower_beyond_both_spreads() -> None:
-    then = _op_row(ratio={"median": 10.0, "p20": 9.0, "p80": 11.0})
-    same = _op_row(ratio={"median": 8.5, "p20": 8.0, "p80": 9.0})
-    worse = _op_row(ratio={"median": 6.0, "p20": 5.0, "p80": 7.0}, commit="def")
+    then = _row(ratio={"median": 10.0, "p20": 9.0, "p80": 11.0})
+    same = _row(ratio={"median": 8.5, "p20": 8.0, "p80": 9.0})
+    worse = _row(ratio={"median": 6.0, "p20": 5.0, "p80": 7.0}, commit="def")
     assert check.slower([same], [then]) == ([], 1)
-    lines, compared = check.slower([worse, _op_row(op="new")], [then])
+    lines, compared = check.slower([worse, _row(name="new")], [then])
     assert compared == 1
-    assert "x c native: 6.00" in lines[0]
-    assert "was 10.00" in lines[0]
+    assert lines == ["x c, forward, float32, native: 6.00 (5.00..7.00) times reference, was 10.00 (9.00..11.00) at abc"]
     assert check.slower([worse | {"disturbed": True}], [then]) == ([], 0)
+
+
+def test_check_compares_our_sides_of_every_kind_on_the_same_machine_only() -> None:
+    slow, wrong = {"median": 1.0, "p20": 1.0, "p80": 1.0}, {"passed": False, "why": "off by 3"}
+    job = _row(kind="job", name="train", side="ours", direction="job")
+    assert check.slower([job | {"ratio": slow}], [job])[1] == 1
+    for other in ({"machine": "n"}, {"threads": 1}, {"dtype": "bfloat16"}, {"side": "compile"}, {"side": "reference"}):
+        assert check.slower([job | other | {"ratio": slow}], [job, job | other | {"machine": "other"}]) == ([], 0)
+    assert check.slower([job | {"parity": wrong, "dirty": True}], [job])[0] == [
+        "train c, job, float32, ours: parity failed: off by 3"
+    ]
+
+
+def _row(**changes: Any) -> dict[str, Any]:
+    row = {
+        "kind": "op",
+        "name": "x",
+        "case": "c",
+        "direction": "forward",
+        "dtype": "float32",
+        "side": "native",
+        "baseline": "reference",
+        "machine": "m",
+        "threads": 2,
+        "dirty": False,
+        "commit": "abc",
+        "ratio": {"median": 3.14159, "p20": 2.5, "p80": 4.0},
+    }
+    return row | changes
 
 
 def _op_row(**changes: Any) -> dict[str, Any]:
