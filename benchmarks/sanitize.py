@@ -18,7 +18,7 @@ import torch
 from setr_fast.ops import OPS
 from setr_fast.ops._op import Draw
 
-OURS = ("native", "triton")
+OURS = ("native", "native_fused", "triton", "triton_atomic")
 
 
 def main() -> int:

@@ -67,6 +67,14 @@ LAUNCHES: dict[tuple[str, int, str, str], Launch] = {
     ("dkdv", 128, "single", "sm_90"): Launch(16, 32, 8, 1),
     ("dq", 64, "single", "sm_90"): Launch(32, 32, 8, 1),
     ("dq", 128, "single", "sm_90"): Launch(32, 32, 8, 1),
+    ("atomic", 64, "half", "sm_80"): Launch(32, 64, 8, 2),
+    ("atomic", 128, "half", "sm_80"): Launch(32, 64, 8, 1),
+    ("atomic", 64, "half", "sm_90"): Launch(64, 128, 8, 2),
+    ("atomic", 128, "half", "sm_90"): Launch(64, 64, 8, 2),
+    ("atomic", 64, "single", "sm_80"): Launch(32, 32, 8, 1),
+    ("atomic", 128, "single", "sm_80"): Launch(16, 32, 8, 1),
+    ("atomic", 64, "single", "sm_90"): Launch(32, 32, 8, 1),
+    ("atomic", 128, "single", "sm_90"): Launch(16, 32, 8, 1),
 }
 DELTA_ROWS = 64
 

@@ -1,4 +1,4 @@
-// Confusion matrix of two index maps on a GPU. UNMEASURED: compiled and inspected, never run on a GPU by the authors.
+// Confusion matrix of two index maps on a GPU. UNMEASURED: the tests run its threads on a CPU, no GPU has run it yet.
 //
 // Blocks walk the pixels in a grid stride. Where K * K 32-bit counters fit into shared memory (K <= 110 without opting
 // in to more, all published data sets but ADE20K), a block counts there and adds its table to the result once;

@@ -1,5 +1,4 @@
-// The patches of pictures of bytes as rows of a matrix. UNMEASURED: compiled and inspected, never run on a GPU by the
-// authors.
+// The patches of pictures of bytes as rows of a matrix. UNMEASURED: the tests run its threads on a CPU, no GPU has.
 //
 // A thread turns 16 bytes of a line of a patch into 16 values: one 16-byte load and, for 16-bit values in the picture's
 // own order, two 16-byte stores, wherever the picture's lines start on 16 bytes. Any other patch or picture goes byte

@@ -1,5 +1,5 @@
-// The class of each pixel of bilinearly upsampled logits on a GPU. UNMEASURED: compiled and inspected, never run on a
-// GPU by the authors.
+// The class of each pixel of bilinearly upsampled logits on a GPU. UNMEASURED: the tests run its threads on a CPU, no
+// GPU has run it yet.
 //
 // A thread decides kRows pixels of one column, one below the other: at upsampling factors of two and more they mostly
 // share their four source values, which the first-level cache then serves; the largest value and its class stay in

@@ -74,14 +74,13 @@ struct Problem {
   int64_t values() const { return side * side * shape.padded; }     // of one such pixel
 };
 
-Tensor upsample_conv(const Tensor x, const Tensor weight, std::optional<Tensor> bias, int64_t height, int64_t width,
-                     bool align_corners, bool relu) {
-  const Problem problem(x, weight, height, width, align_corners);
-  const MapType type = map_type(x);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device());
-  const cudaStream_t stream = current_stream(x.get_device());
+// Calls combine(part, z, bias, y) for a few pictures at a time; y is where the first of them starts.
+template <class Combine>
+Tensor convolved(const Problem& problem, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                 const Combine& combine) {
+  const TapShape& shape = problem.shape;
   const Tensor rows = torch::stable::reshape(by_pixel(x), {x.size(0) * problem.pixels(), x.size(1)});
-  const Tensor factor = torch::stable::transpose(tap_weights(weight, problem.shape.padded), 0, 1);
+  const Tensor factor = torch::stable::transpose(tap_weights(weight, shape.padded), 0, 1);
   std::optional<Tensor> packed_bias;
   if (bias.has_value()) {
     check(bias->scalar_type() == x.scalar_type() && bias->numel() == weight.size(0) &&
@@ -89,23 +88,59 @@ Tensor upsample_conv(const Tensor x, const Tensor weight, std::optional<Tensor> 
           "upsample_conv: bias must hold a value per output channel, of the dtype and device of x");
     packed_bias = torch::stable::contiguous(*bias);
   }
-  Tensor y = torch::stable::new_empty(x, {x.size(0), height, width, weight.size(0)});
+  Tensor y = torch::stable::new_empty(x, {x.size(0), shape.rows.out, shape.cols.out, shape.channels});
   const int64_t size = static_cast<int64_t>(x.element_size());
-  const int64_t of_picture = problem.pixels() * problem.values() * size;
-  const int64_t at_once = std::max<int64_t>(1, kTapMapBytes / of_picture);
+  const int64_t at_once = std::max<int64_t>(1, kTapMapBytes / (problem.pixels() * problem.values() * size));
   for (int64_t first = 0; first < x.size(0); first += at_once) {
     Problem part = problem;
     part.shape.pictures = std::min(at_once, x.size(0) - first);
     Tensor some = rows;
     const Tensor z = torch::stable::matmul(
         torch::stable::narrow(some, 0, first * problem.pixels(), part.shape.pictures * problem.pixels()), factor);
-    auto* to = static_cast<char*>(y.mutable_data_ptr()) + first * height * width * problem.shape.channels * size;
-    cuda_check(
-        "upsample_conv",
-        launch_upsample_combine(type, part.side, part.shape, z.const_data_ptr(),
-                                packed_bias.has_value() ? packed_bias->const_data_ptr() : nullptr, relu, to, stream));
+    const int64_t before = first * shape.rows.out * shape.cols.out * shape.channels * size;
+    cuda_check("upsample_conv",
+               combine(part, z.const_data_ptr(), packed_bias.has_value() ? packed_bias->const_data_ptr() : nullptr,
+                       static_cast<char*>(y.mutable_data_ptr()) + before));
   }
   return by_channel(y);
+}
+
+Tensor upsample_conv(const Tensor x, const Tensor weight, std::optional<Tensor> bias, int64_t height, int64_t width,
+                     bool align_corners, bool relu) {
+  const Problem problem(x, weight, height, width, align_corners);
+  const MapType type = map_type(x);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device());
+  const cudaStream_t stream = current_stream(x.get_device());
+  return convolved(problem, x, weight, bias, [&](const Problem& part, const void* z, const void* of_bias, void* y) {
+    return launch_upsample_combine(type, part.side, part.shape, z, of_bias, relu, y, stream);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> upsample_conv_statistics(const Tensor x, const Tensor weight,
+                                                            std::optional<Tensor> bias, int64_t height, int64_t width,
+                                                            bool align_corners) {
+  const Problem problem(x, weight, height, width, align_corners);
+  const MapType type = map_type(x);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device());
+  const cudaStream_t stream = current_stream(x.get_device());
+  // Parts have no more blocks in all than one each beyond those of the whole.
+  const int64_t most = statistics_blocks(problem.shape) + x.size(0), groups = problem.shape.padded / kLanes;
+  const Tensor partials = torch::stable::new_zeros(x, {most, groups, kPartial}, ScalarType::Float);
+  auto* to = static_cast<float*>(partials.mutable_data_ptr());
+  int64_t blocks = 0;
+  const Tensor y =
+      convolved(problem, x, weight, bias, [&](const Problem& part, const void* z, const void* of_bias, void* of_y) {
+        float* of_part = to + blocks * groups * kPartial;
+        blocks += statistics_blocks(part.shape);
+        return launch_upsample_combine_statistics(type, part.side, part.shape, z, of_bias, of_y, of_part, stream);
+      });
+  Tensor mean = torch::stable::new_empty(x, {problem.shape.channels}, ScalarType::Float);
+  Tensor spread = torch::stable::new_empty(x, {problem.shape.channels}, ScalarType::Float);
+  cuda_check("upsample_conv_statistics",
+             launch_upsample_statistics_merge(to, blocks, problem.shape.channels, groups,
+                                              static_cast<float*>(mean.mutable_data_ptr()),
+                                              static_cast<float*>(spread.mutable_data_ptr()), stream));
+  return {y, mean, spread};
 }
 
 std::tuple<Tensor, Tensor, Tensor> upsample_conv_backward(const Tensor grad, const Tensor x, const Tensor weight,
@@ -128,8 +163,9 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_backward(const Tensor grad, con
   const Tensor by_tap = torch::stable::matmul(torch::stable::transpose(z, 0, 1), rows);  // [taps * padded, C]
   Tensor taps = torch::stable::reshape(by_tap, {side * side, shape.padded, inputs});
   taps = torch::stable::narrow(taps, 1, 0, outputs);
-  const Tensor dweight =
-      torch::stable::contiguous(torch::stable::transpose(torch::stable::transpose(taps, 1, 2), 0, 2));  // [O, C, taps]
+  // Copied, not `contiguous`, which leaves the strides of a single tap as they are.
+  Tensor dweight = torch::stable::new_empty(weight, {outputs, inputs, side * side});
+  torch::stable::copy_(dweight, torch::stable::transpose(torch::stable::transpose(taps, 1, 2), 0, 2));
   const Tensor dbias =
       torch::stable::sum(torch::stable::reshape(pixels, {grad.size(0) * grad.size(2) * grad.size(3), outputs}), {{0}});
   return {by_channel(torch::stable::reshape(dx, {x.size(0), shape.rows.in, shape.cols.in, inputs})),
@@ -138,6 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv_backward(const Tensor grad, con
 
 STABLE_TORCH_LIBRARY_IMPL(setr_fast_native, CUDA, m) {
   m.impl("upsample_conv", TORCH_BOX(&upsample_conv));
+  m.impl("upsample_conv_statistics", TORCH_BOX(&upsample_conv_statistics));
   m.impl("upsample_conv_backward", TORCH_BOX(&upsample_conv_backward));
 }
 

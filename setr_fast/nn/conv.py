@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from setr_fast import ops
+from setr_fast.nn.batch_norm import SyncedBatchNorm
+from setr_fast.nn.batch_norm_statistics import batch_norm
+from setr_fast.ops.upsample_conv import in_autocast
 
 
 class ConvStage(nn.Module):
@@ -38,6 +41,12 @@ class ConvStage(nn.Module):
         """
         size = size or map_size(x_BChw)
         values = x_BChw.shape[0] * self.bn.num_features * size[0] * size[1]
+        if self.bn.training and counts_statistics(x_BChw, self.conv, self.bn, size, align_corners):
+            parts = self.conv.weight, self.conv.bias
+            y_BCHW, mean_C, spread_C = ops.upsample_conv_statistics(
+                x_BChw, *parts, size=size, align_corners=align_corners
+            )
+            return F.relu(batch_norm(y_BCHW, mean_C, spread_C, self.bn), inplace=True)
         if self.bn.training or values <= self.conv.weight.numel():
             y_BCHW = conv(x_BChw, self.conv, size, align_corners)
             return F.relu(self.bn(y_BCHW), inplace=True)
@@ -93,6 +102,21 @@ def classified(
         size=size,
         align_corners=align_corners,
     )
+
+
+def counts_statistics(
+    x_BChw: Tensor, layer: nn.Conv2d, norm: nn.Module, size: tuple[int, int], align_corners: bool
+) -> bool:
+    """Return whether a kernel gives a convolution's result with its batch statistics: no other way is worth taking.
+
+    A norm with one value per channel is left to refuse it; what is compiled is left to the compiler.
+    """
+    if not x_BChw.is_cuda or torch.compiler.is_compiling():
+        return False
+    if type(norm) not in (nn.BatchNorm2d, SyncedBatchNorm) or not norm.affine or len(x_BChw) * size[0] * size[1] < 2:
+        return False
+    x_BChw, *others = in_autocast(x_BChw, layer.weight, layer.bias)
+    return ops.OPS["upsample_conv_statistics"].choose(x_BChw, *others, *size, align_corners) != "reference"
 
 
 def folded(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

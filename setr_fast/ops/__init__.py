@@ -7,12 +7,14 @@ from setr_fast.ops.augment_image import augment_image
 from setr_fast.ops.augment_label import augment_label
 from setr_fast.ops.confusion_matrix import confusion_matrix
 from setr_fast.ops.patch_embed import patch_embed
+from setr_fast.ops.patch_embed_product import patch_embed_product
 from setr_fast.ops.patch_embed_rows import patch_embed_rows
 from setr_fast.ops.to_bytes import to_bytes
 from setr_fast.ops.upsample_accumulate import upsample_accumulate, upsample_accumulate_argmax
 from setr_fast.ops.upsample_argmax import upsample_argmax
 from setr_fast.ops.upsample_conv import upsample_conv
 from setr_fast.ops.upsample_conv_classify import upsample_conv_classify
+from setr_fast.ops.upsample_conv_statistics import upsample_conv_statistics
 from setr_fast.ops.upsample_cross_entropy import upsample_cross_entropy
 from setr_fast.ops.upsample_cross_entropy_map import upsample_cross_entropy_map
 
@@ -25,6 +27,7 @@ __all__ = [
     "backend",
     "confusion_matrix",
     "patch_embed",
+    "patch_embed_product",
     "patch_embed_rows",
     "to_bytes",
     "upsample_accumulate",
@@ -32,6 +35,7 @@ __all__ = [
     "upsample_argmax",
     "upsample_conv",
     "upsample_conv_classify",
+    "upsample_conv_statistics",
     "upsample_cross_entropy",
     "upsample_cross_entropy_map",
 ]

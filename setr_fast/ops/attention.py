@@ -39,7 +39,8 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
 
     Shapes: qkv [B, N, 3, M, E] or [B, N, 3 * M * E], as the projection leaves it -> [B, N, M * E], dtype of qkv; under
     autocast the op runs in autocast's dtype and returns that.
-    The gradient is bit-reproducible with backends triton, sdpa_math and reference, with the others where PyTorch's is.
+    The gradient is bit-reproducible with backends triton, sdpa_math and reference, with sdpa_* and xformers where
+    PyTorch's is; with triton_atomic, which is taken by name only, that of the queries is not.
     On a GPU the default is PyTorch's fastest kernel until a committed measurement says otherwise (PREFERRED).
     Raises: ShapeError if the shape does not hold three times num_heads heads, or nothing at all; or for other dtypes.
     """
@@ -206,6 +207,8 @@ def _backward_cost(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: f
 
 
 _triton = partial(python, device="cuda", name="triton", accepts=_triton_refuses, untried=True, adapt=_contiguous)
+# The same forward, and a backward in one pass with atomic additions: its dQ is not bit-reproducible. By name only.
+_atomic = partial(_triton, name="triton_atomic")
 
 _op = declare_op(
     "attention(Tensor qkv, float scale) -> (Tensor, Tensor)",
@@ -215,7 +218,11 @@ _op = declare_op(
     backward=_backward,
     cases=_cases,
     cost=_cost,
-    backends=(_triton("setr_fast.kernels.attention:attention"), *_sdpa.backends("forward")),
+    backends=(
+        _triton("setr_fast.kernels.attention:attention"),
+        _atomic("setr_fast.kernels.attention:attention"),
+        *_sdpa.backends("forward"),
+    ),
     prefer=_prefer,
 )
 _backward_op = declare_op(
@@ -224,7 +231,11 @@ _backward_op = declare_op(
     fake=_backward_fake,
     cases=_backward_cases,
     cost=_backward_cost,
-    backends=(_triton("setr_fast.kernels.attention:attention_backward"), *_sdpa.backends("backward")),
+    backends=(
+        _triton("setr_fast.kernels.attention:attention_backward"),
+        _atomic("setr_fast.kernels.attention_atomic:attention_backward"),
+        *_sdpa.backends("backward"),
+    ),
     rounds=True,
     prefer=_prefer,
 )

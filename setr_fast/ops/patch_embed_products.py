@@ -11,6 +11,7 @@ Rows are made a strip at a time, on a CPU small enough to be multiplied out of i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from setr_fast.ops import _native
 from setr_fast.ops._op import UNTRIED, Backend
 from setr_fast.ops.attention import _has_amx
 
+_PRODUCT = "setr_fast.ops.patch_embed_product"
 STRIP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 WEIGHT_SCALE = 64.0
 """W' is held times this: about W then, so that float16 keeps its precision; a power of two, undone exactly."""
@@ -202,11 +204,27 @@ def backends(direction: str) -> tuple[Backend, ...]:
     dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
     every, half = _refusals(first, False), _refusals(first, True)
     note = "the default where the CPU has a matrix unit for bfloat16 (amx_bf16)"
+    fused = (_fused(),) if direction == "forward" else ()
     return (
         Backend("native", _compiled("cuda", centred), "cuda", dtypes, every, note=UNTRIED, untried=True),
+        *fused,
         Backend("native", _compiled("cpu", normalised), "cpu", dtypes, every),
         Backend("native_half", _compiled("cpu", centred), "cpu", dtypes, half, note=note),
     )
+
+
+def _fused() -> Backend:
+    """Return one kernel for all of it, of an op of its own that is built on this file."""
+
+    def find(op_name: str) -> Callable[..., Tensor]:
+        forward: Callable[..., Tensor] = importlib.import_module(_PRODUCT).forward
+        return _compiled("cuda", forward)(op_name)
+
+    def accepts(*args: Any) -> list[str]:
+        reasons: list[str] = importlib.import_module(_PRODUCT).forward_refuses(*args)
+        return reasons
+
+    return Backend("native_fused", find, "cuda", accepts=accepts, note=UNTRIED, untried=True)
 
 
 def prefer(*args: Any) -> tuple[str, ...]:

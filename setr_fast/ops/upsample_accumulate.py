@@ -19,6 +19,7 @@ from setr_fast.errors import ShapeError
 from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
 from setr_fast.ops.upsample_argmax import MAX_CLASSES, class_dtype
 
+MOST_CUDA_VIEWS = 48  # csrc/cuda/upsample_accumulate.h
 FACTS = 6
 """Numbers per view: windows down, windows across, height and width of their logits, column taps, row taps."""
 
@@ -289,7 +290,17 @@ _ARGUMENTS = (
     "Tensor logits, Tensor columns, Tensor column_weights, Tensor rows, Tensor row_weights, int[] views, "
     "int num_classes, int[] size, bool probabilities"
 )
-_KERNELS = (native("cpu", dtypes=(torch.float32, torch.bfloat16)),)
+
+
+def _fits_a_launch(*args: Any) -> list[str]:
+    views = len(args[5]) // FACTS
+    return [] if views <= MOST_CUDA_VIEWS else [f"takes up to {MOST_CUDA_VIEWS} views, got {views}"]
+
+
+_KERNELS = (
+    native("cuda", dtypes=(torch.float32, torch.bfloat16), accepts=_fits_a_launch),
+    native("cpu", dtypes=(torch.float32, torch.bfloat16)),
+)
 _scores = declare_op(
     f"upsample_accumulate({_ARGUMENTS}) -> Tensor",
     reference=_reference,

@@ -20,13 +20,17 @@ compiler = importlib.import_module("triton.compiler")
 targets = importlib.import_module("triton.backends.compiler")
 knobs = importlib.import_module("triton.knobs")
 kernels = importlib.import_module("setr_fast.kernels.attention")
+atomic = importlib.import_module("setr_fast.kernels.attention_atomic")
 
 KERNELS = {
     "forward": kernels._attention_forward,
     "dkdv": kernels._attention_backward_dkdv,
     "dq": kernels._attention_backward_dq,
+    "atomic": atomic._attention_backward_atomic,
     "delta": kernels._attention_backward_delta,
+    "round": atomic._attention_backward_round,
 }
+SMALL = ("delta", "round")
 SHARED_BYTES = {"sm_80": 99 * 1024, "sm_90": 227 * 1024}  # per block, of the smallest card that uses the entry
 REGISTERS = 65536  # per multiprocessor
 # Blocks that the registers of one multiprocessor hold at the same time: what an entry was chosen for. Only another
@@ -44,14 +48,25 @@ BLOCKS = {
     ("dkdv", 128, "half", "sm_90"): 1,
     ("dq", 64, "half", "sm_90"): 2,
     ("dq", 128, "half", "sm_90"): 2,
+    # Five products in one: eight warps, a warpgroup's softmax overlaps the other's products.
+    ("atomic", 64, "half", "sm_80"): 1,
+    ("atomic", 128, "half", "sm_80"): 1,
+    ("atomic", 64, "half", "sm_90"): 1,
+    ("atomic", 128, "half", "sm_90"): 1,
 } | {
     (kernel, width, "single", card): 2
-    for kernel in ("forward", "dkdv", "dq")
+    for kernel in ("forward", "dkdv", "dq", "atomic")
     for width in (64, 128)
     for card in ("sm_80", "sm_90")
 }
 ENTRIES = [
-    pytest.param(entry, masked, id="-".join((*map(str, entry), "masked" if masked else "whole")))
+    pytest.param(
+        entry,
+        masked,
+        id="-".join((*map(str, entry), "masked" if masked else "whole")),
+        # The kernel that is taken by name only: two of its entries always, the others in the slow lane.
+        marks=[pytest.mark.slow] if entry[0] == "atomic" and (entry[1:3] != (64, "half") or not masked) else [],
+    )
     for entry in kernels.LAUNCHES
     for masked in (False, True)
 ]
@@ -74,12 +89,20 @@ def build(
     """Compile one kernel, once per session; ``one`` is the specialisation for N of one."""
     function = KERNELS[kernel]
     constants: dict[str, Any] = {"H": heads, "E": width, "WIDTH": triton.next_power_of_2(width)}
-    if kernel == "delta":
+    if kernel in SMALL:
         constants["ROWS"] = kernels.DELTA_ROWS
     else:
         constants |= {"BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n, "MASK_N": masked}
     constants |= {"N": 1} if one else {}
-    kinds = {"lse": "*fp32", "delta": "*fp32", "N": "i32", "rows_in_all": "i32", "scale": "fp32", "plain_scale": "fp32"}
+    kinds = {
+        "lse": "*fp32",
+        "delta": "*fp32",
+        "dq": "*fp32",
+        "N": "i32",
+        "rows_in_all": "i32",
+        "scale": "fp32",
+        "plain_scale": "fp32",
+    }
     signature = {n: "constexpr" if n in constants else kinds.get(n, f"*{pointer}") for n in function.arg_names}
     # Every tensor starts on 16 bytes, and so do its rows; N is a multiple of 16 where nothing is masked.
     aligned = {n for n, kind in signature.items() if kind[0] == "*" or (n == "N" and not masked)}
@@ -117,13 +140,16 @@ def test_every_launch_compiles_within_its_limits(entry: tuple[str, int, str, str
         assert ("wgmma.mma_async" in built.ptx) == (entry[3] == "sm_90")
         assert "mma.sync" in built.ptx or entry[3] == "sm_90"
         assert "cp.async" in built.ptx, "loads that are not asynchronous were split into single values"
+        if entry[0] == "atomic":
+            assert "red.global" in built.ptx or "atom.global" in built.ptx
     assert "serializ" not in built.log.lower(), built.log
 
 
+@pytest.mark.parametrize("small", SMALL)
 @pytest.mark.parametrize("card", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("pointer", ["fp16", "bf16", "fp32"])
-def test_the_small_kernel_of_the_backward_compiles(card: str, pointer: str) -> None:
-    assert build("delta", None, card, pointer, 64, 16, True).spilled_bytes == 0
+def test_the_small_kernels_of_the_backward_compile(card: str, pointer: str, small: str) -> None:
+    assert build(small, None, card, pointer, 64, 16, True).spilled_bytes == 0
 
 
 @pytest.mark.parametrize("kernel", ["forward", "dkdv", "dq"])
@@ -153,7 +179,7 @@ def test_a_serialised_launch_is_seen() -> None:
 
 def test_the_table_is_whole() -> None:
     assert set(BLOCKS) == set(kernels.LAUNCHES)
-    assert len(kernels.LAUNCHES) == 3 * 2 * 2 * 2
+    assert len(kernels.LAUNCHES) == 4 * 2 * 2 * 2
 
 
 if __name__ == "__main__":  # prints the table of docs/design/0004-attention.md
