@@ -1,77 +1,205 @@
-"""``python -m benchmarks.report``: write the measured tables of README.md from ``benchmarks/results/``.
+"""``python -m benchmarks.report``: write README.md's table, docs/benchmarks.md and its plots from the results.
 
-Rows of a dirty tree are refused, and so are those during which other processes were busy. Where a row was measured
-more than once, the newest is shown.
+Nothing but ``benchmarks/results/<card>/*.jsonl`` is read. Rows of a dirty tree, of failed parity, and those during
+which other processes were busy are refused. Where a comparison was measured more than once, the newest file counts,
+with all of its sides.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plots
 from benchmarks.harness import RESULTS, ROOT
+from benchmarks.rows import read, refusal
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+REPORT = ROOT / "docs" / "benchmarks.md"
+LOSS = 0.97  # below this share of the fastest side's speed a row counts as lost
+TITLES = {
+    "op": "Ops",
+    "model": "Models",
+    "ladder": "What each step brings",
+    "job": "Jobs: files in, result out",
+    "peer": "Beside other code bases",
+}
+Row = dict[str, Any]
 
 
 def main() -> int:
-    """Rewrite the part of README.md between the two marks."""
+    """Rewrite README.md's part between the two marks, the report and its plots."""
+    rows = newest(read_rows(RESULTS))
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{tables(read_rows(RESULTS))}\n{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n{summary(rows)}\n{END}{after}")
+    REPORT.write_text(report(rows))
+    plots.draw_all(rows, REPORT.with_suffix(""))
     return 0
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return all rows that can be believed, oldest file first."""
+def read_rows(folder: Path) -> list[Row]:
+    """Return all rows that can be believed, oldest file first, each with its file's name and line."""
     rows = []
     for path in sorted(folder.rglob("*.jsonl")):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            row = json.loads(line)
-            if why := _refusal(row):
-                print(f"{path.name}:{number}: refused, measured {why}", file=sys.stderr)
+        for number, row in read(path):
+            if why := refusal(row):
+                print(f"{path.name}:{number}: refused, {why}", file=sys.stderr)
                 continue
-            rows.append(row)
+            rows.append(row | {"file": path.name, "line": number})
     return rows
 
 
-def _refusal(row: dict[str, Any]) -> str:
-    if row["dirty"]:
-        return "on a tree with uncommitted changes"
-    if not row["commit"]:
-        return "on code of no known commit"
-    if row.get("disturbed"):
-        return f"while others took {row['others'] + row['steal']:.0%} of the machine"
-    return ""
+def newest(rows: list[Row]) -> list[Row]:
+    """Keep of each comparison the sides that were measured last, together."""
+    last = {_comparison(row): row["file"] for row in rows}
+    kept = [row for row in rows if row["file"] == last[_comparison(row)]]
+    return list({(_comparison(row), row.get("side")): row for row in kept}.values())
 
 
-def tables(rows: list[dict[str, Any]]) -> str:
-    """Return the Markdown tables: trained models, then ops."""
-    trained = {(r["run"], r["machine"]): r for r in rows if r["kind"] == "trained"}
-    ops = {(r["op"], r["case"], r["backend"], r["machine"]): r for r in rows if r["kind"] == "op"}
+def _comparison(row: Row) -> tuple[Any, ...]:
+    if row["kind"] in ("trained", "checkpoint"):
+        return row["kind"], row.get("run") or row.get("case"), row["machine"]
+    return row["kind"], row["name"], row["case"], row["direction"], row["dtype"], row["machine"]
+
+
+def comparisons(rows: list[Row], kind: str) -> list[list[Row]]:
+    """Return the rows of one kind, those of a comparison together, in the order of their names."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["kind"] == kind:
+            found.setdefault(_comparison(row), []).append(row)
+    return [found[key] for key in sorted(found)]
+
+
+def used(sides: list[Row]) -> Row:
+    """Return the side that a call takes by itself, or what comes nearest to it in files that do not say."""
+    chosen = [row for row in sides if row.get("chosen")]
+    return max(chosen or sides, key=lambda row: row["ratio"]["median"])
+
+
+def fastest_other(row: Row) -> tuple[str, dict[str, float]] | None:
+    """Return the name of the strongest side beside this one, and how many times faster than it this one is."""
+    others = {name: ratio for name, ratio in row["ratios"].items() if name != row["side"]}
+    if not others:
+        return None
+    return min(others.items(), key=lambda item: item[1]["median"])
+
+
+# ---- README ---------------------------------------------------------------------------------------------------------
+
+
+def summary(rows: list[Row]) -> str:
+    """Return README's tables: trained models, then the used side of every comparison but ladders."""
     parts = []
-    if trained:
-        head = ("recipe", "data", "steps", "minutes", "mIoU", "mIoU of always the commonest class", "machine")
-        parts.append(_table(head, [_trained_cells(r) for _, r in sorted(trained.items())]))
-    if ops:
-        head = ("op", "case", "backend", "times faster than the reference (p20..p80)", "machine")
-        parts.append(_table(head, [_op_cells(r) for _, r in sorted(ops.items())]))
+    if trained := [row for row in rows if row["kind"] == "trained"]:
+        parts.append(_trained(trained))
+    lines = [
+        _summary_cells(used(sides)) for kind in ("op", "model", "job", "peer") for sides in comparisons(rows, kind)
+    ]
+    if lines:
+        head = ("what", "case", "used", "times faster than the reference", "than the strongest other way", "machine")
+        parts.append(_table(head, lines))
     return "\n\n".join(parts)
 
 
-def _trained_cells(row: dict[str, Any]) -> list[str]:
+def _summary_cells(row: Row) -> list[str]:
+    other = fastest_other(row)
+    strongest = f"{_spread(other[1])} ({other[0]})" if other else ""
+    case = ", ".join(filter(None, (row["case"], row["direction"], row["dtype"])))
+    reference = row["ratios"].get("reference")
+    return [f"`{row['name']}`", case, row["side"], _spread(reference) if reference else "", strongest, row["machine"]]
+
+
+def _trained(rows: list[Row]) -> str:
+    head = ("recipe", "data", "steps", "minutes", "mIoU", "mIoU of always the commonest class", "machine")
+    return _table(head, [_trained_cells(row) for row in sorted(rows, key=lambda r: (r["run"], r["machine"]))])
+
+
+def _trained_cells(row: Row) -> list[str]:
     scores = [f"{row['mIoU']:.3f}", f"{row['majority_mIoU']:.3f}"]
     return [f"`{row['run']}`", row["data"], str(row["steps"]), f"{row['minutes']:.0f}", *scores, row["machine"]]
 
 
-def _op_cells(row: dict[str, Any]) -> list[str]:
-    ratio = row["ratio"]
-    speed = f"{ratio['median']:.1f} ({ratio['p20']:.1f}..{ratio['p80']:.1f})"
-    return [f"`{row['op']}`", row["case"], row["backend"], speed, row["machine"]]
+# ---- report ---------------------------------------------------------------------------------------------------------
+
+
+def report(rows: list[Row]) -> str:
+    """Return the Markdown report: per machine every side of every comparison, lost ones marked, and the plots."""
+    parts = [
+        "# Benchmarks",
+        "Written by `python -m benchmarks.report` from `benchmarks/results/`; do not edit. Every ratio is of two sides "
+        "that ran interleaved in one process, round by round: median (20th to 80th percentile). A side counts only "
+        "if its outputs agreed with float64 on the tensors that were timed. **Lost** marks what a call takes by itself "
+        "where another side was faster.",
+    ]
+    for machine in sorted({row["machine"] for row in rows if row["kind"] in TITLES}):
+        here = [row for row in rows if row["machine"] == machine]
+        parts += [f"## {machine}", _circumstances(here)]
+        for kind, title in TITLES.items():
+            if sides := comparisons(here, kind):
+                parts += [f"### {title}", _table(_HEAD, [cells for group in sides for cells in _sides(group)])]
+        parts += [f"![{name}](benchmarks/{file})" for name, file in plots.files(here)]
+        parts.append(_not_run(here))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+_HEAD = ("what", "side", "times faster than the reference", "than the strongest other", "GB/s", "TFLOP/s", "MiB more")
+
+
+def _sides(group: list[Row]) -> list[list[str]]:
+    """Return the table's lines of one comparison, the used side first."""
+    first = used(group)
+    lines = []
+    for row in sorted(group, key=lambda r: (r is not first, r["side"])):
+        other = fastest_other(row)
+        lost = row is first and other is not None and other[1]["median"] < LOSS
+        reference = row["ratios"].get("reference")
+        case = ", ".join(filter(None, (row["case"], row["direction"], row["dtype"])))
+        what = f"`{row['name']}` {case}" if row is first else ""
+        side = row["side"] + (" (used)" if row.get("chosen") else "")
+        strongest = f"{'**Lost** ' if lost else ''}{_spread(other[1])} ({other[0]})" if other else ""
+        extra = row.get("peak_extra_bytes")
+        agreement = row.get("agreement")
+        lines.append(
+            [
+                what,
+                side + (f", {agreement:.2%} of pixels agree" if agreement is not None else ""),
+                _spread(reference) if reference else "",
+                strongest,
+                _share(row, "gigabytes_per_second", "bandwidth_share"),
+                _share(row, "teraflops", "teraflops_share"),
+                f"{extra / 2**20:.1f}" if isinstance(extra, int) else "",
+            ]
+        )
+    return lines
+
+
+def _share(row: Row, name: str, share: str) -> str:
+    if row.get(name) is None:
+        return ""
+    return f"{row[name]:.3g}" + (f" ({row[share]:.0%})" if row.get(share) is not None else "")
+
+
+def _circumstances(rows: list[Row]) -> str:
+    last = max((row for row in rows if row["kind"] in TITLES), key=lambda row: row["file"])
+    versions = ", ".join(f"{name} {value}" for name, value in {"torch": last["torch"], **last["versions"]}.items())
+    ceilings = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in last.get("ceilings", {}).items())
+    return f"{last['threads']} threads, {', '.join(last['isa'])}; {versions}. Reached in the newest run: {ceilings}."
+
+
+def _not_run(rows: list[Row]) -> str:
+    reasons = sorted({(name, why) for row in rows for name, why in row.get("not_run", {}).items()})
+    if not reasons:
+        return ""
+    return "\n".join(["Sides that could not run:", "", *(f"- {name}: {why}" for name, why in reasons)])
+
+
+def _spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2g} ({ratio['p20']:.2g}..{ratio['p80']:.2g})"
 
 
 def _table(head: Sequence[str], rows: list[list[str]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import check, disturbance, harness, record_run, report
+from benchmarks import check, disturbance, harness, record_run
 
 
 def test_both_sides_run_in_every_round_and_in_turning_order() -> None:
@@ -125,32 +125,6 @@ def _op_row(**changes: Any) -> dict[str, Any]:
         "ratio": {"median": 3.14159, "p20": 2.5, "p80": 4.0},
     }
     return row | changes
-
-
-def test_report_refuses_rows_of_a_dirty_tree_and_shows_the_newest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "1.jsonl").write_text(json.dumps(_op_row()) + "\n" + json.dumps(_op_row(op="dirty", dirty=True)) + "\n")
-    (tmp_path / "4.jsonl").write_text(json.dumps(_op_row(op="noisy", disturbed=True, others=0.3, steal=0.0)) + "\n")
-    (tmp_path / "3.jsonl").write_text(json.dumps(_op_row(op="nameless", commit="")) + "\n")
-    (tmp_path / "2.jsonl").write_text(json.dumps(_op_row(ratio={"median": 7.0, "p20": 6.0, "p80": 8.0})) + "\n")
-    rows = report.read_rows(tmp_path)
-    error = capsys.readouterr().err
-    assert "1.jsonl:2: refused" in error
-    assert "3.jsonl:1: refused" in error
-    table = report.tables(rows)
-    assert "| `x` | c | native | 7.0 (6.0..8.0) | m |" in table
-    assert "3.1" not in table
-    assert "dirty" not in table
-    assert "nameless" not in table
-    assert "noisy" not in table
-    assert "4.jsonl:1: refused, measured while others took 30% of the machine" in error
-
-
-def test_readme_holds_exactly_what_the_results_say() -> None:
-    readme = (harness.ROOT / "README.md").read_text()
-    inside = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
-    assert inside == report.tables(report.read_rows(harness.RESULTS)).strip(), "run python -m benchmarks.report"
 
 
 def test_a_run_becomes_a_row(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from setr_fast.checkpoints.accounting import Accounting
+from setr_fast.checkpoints.channels import extend_channels
 from setr_fast.checkpoints.families import Shapes
 from setr_fast.checkpoints.fit_encoder import fit_encoder
 from setr_fast.checkpoints.load import identify, map_source
@@ -79,11 +80,17 @@ def reinit_classes(
     )
 
 
-def start_from(model: SegmentationModel, path: Path, reinit_head: bool = False) -> dict[str, Any]:
+def start_from(
+    model: SegmentationModel,
+    path: Path,
+    reinit_head: bool = False,
+    extra_channels: Literal["zero", "mean"] = "zero",
+) -> dict[str, Any]:
     """Fill a model for training from any known file, and return what was taken, dropped and left fresh.
 
     A file of an encoder fills the encoder (its position table resized to the model's pictures). A file of a whole
-    model must fit in every tensor; with ``reinit_head`` the heads may differ, and start fresh where they do.
+    model must fit in every tensor; with ``reinit_head`` the heads may differ, and start fresh where they do. A model of
+    more than three channels takes the kernels of the further ones by the rule ``extra_channels``.
 
     Raises: CheckpointError or ConfigError naming what does not fit.
     """
@@ -96,6 +103,7 @@ def start_from(model: SegmentationModel, path: Path, reinit_head: bool = False) 
         source = read_checkpoint(where)
         mapped = map_source(source, **_unsaid(source, model.spec))
         old, state, account = mapped.spec, mapped.state, mapped.account
+    state, old = extend_channels(state, old, model.spec, account, extra_channels)
     own = model.state_dict()
     try:
         encoder = fit_encoder(state, old, model.spec, account, str(where))

@@ -8,39 +8,30 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from setr_fast.data.classes import ClassTable
-from setr_fast.data.decode import image_header, load_mask, mask_header, read_image
 from setr_fast.data.faults import Fault as Fault
 from setr_fast.data.faults import FaultError
-from setr_fast.data.folder import Sample, Scan, scan_split
+from setr_fast.data.folder import Scan
+from setr_fast.data.inspection import Inspector, Level
+from setr_fast.data.journal import Journal
 from setr_fast.data.known import known_set
-from setr_fast.data.layouts import find_layout, find_splits, has_masks
-from setr_fast.data.masks import MaskReader, histogram
+from setr_fast.data.layouts import find_layout
+from setr_fast.data.masks import mask_path
 from setr_fast.data.options import DataConfig
 from setr_fast.data.report import Report as Report
 from setr_fast.data.report import SplitFacts
 from setr_fast.data.report import format_report as format_report
-from setr_fast.data.source import (
-    THREADS,
-    classes_of_ids,
-    count_classes,
-    data_root,
-    largest_training_id,
-    size_fault,
-    stated_classes,
-)
-from setr_fast.data.verdict import Inspection, judge
+from setr_fast.data.scan import data_root, holds, scan, splits_there
+from setr_fast.data.shard_check import check_shards
+from setr_fast.data.source import classes_of_ids, count_classes, largest_training_id, stated_classes
+from setr_fast.data.verdict import judge
 from setr_fast.errors import EXIT_DATA, EXIT_OK
 
 logger = logging.getLogger("setr_fast")
-
-Level = Literal["full", "headers", "off"]
 
 
 def check_folder(
@@ -61,7 +52,7 @@ def check_folder(
     root = data_root(config)
     report = Report(root)
     flags = _flags(config)
-    named = list(splits) if splits is not None else _every_split(root, flags, report)
+    named = list(splits) if splits is not None else _every_split(config, flags, report)
     if not named:
         return report
     table_is_bad = False
@@ -70,54 +61,71 @@ def check_folder(
     except FaultError as error:
         report.faults.append(error.fault)
         table_is_bad = True
-    scans = {
-        split: scan_split(root, split, config.mask_suffix, config.picture_suffix, flags.get(split, ""))
-        for split in named
-    }
-    for split, scan in scans.items():
+    scans = {split: scan(config, split, flags.get(split, "")) for split in named}
+    for split, found in scans.items():
         optional = splits is None and split not in flags
-        if optional and not has_masks(root, split):
-            where = scan.faults[0]
-            scan.faults = [Fault(where.path, where.what, "leave it so if the split is for predict only", "warning")]
-        report.faults += scan.faults + scan.strays
-        report.strays += scan.strays
-    reader = MaskReader.of(config, report.classes) if report.classes is not None else None
-    job = partial(_inspect, config, reader, table_is_bad, level)
-    inspected = _run(job, scans, progress)
-    largest_file: Path | None = None
-    if report.classes is None and not table_is_bad and level == "full":
-        report.classes, largest_file = _counted(config, inspected, report)
-    for split, scan in scans.items():
-        facts = SplitFacts(split, len(scan.samples), scan.listing)
-        report.splits.append(facts)
-        judge(config, report, facts, inspected[split], largest_file)
-        report.faults += _not_all(config, root, facts)
+        if optional and not holds(config, split):
+            where = found.faults[0] if found.faults else Fault(root, f"split '{split}' must have masks, got none", "")
+            found.faults = [Fault(where.path, where.what, "leave it so if the split is for predict only", "warning")]
+            found.samples = [sample for sample in found.samples if sample.part is None]
+        report.faults += found.faults + found.strays
+        report.strays += found.strays
+    total = sum(len(found.samples) for found in scans.values())
+    colours = report.classes if config.mask_colours == "rgb" else None
+    journal = Journal(root, Inspector(config, level, colours, table_is_bad), total)
+    try:
+        for done in journal.fill((sample for found in scans.values() for sample in found.samples), total):
+            if progress is not None:
+                progress(done, total)
+        largest_file: Path | None = None
+        if report.classes is None and not table_is_bad and level == "full":
+            report.classes, largest_file = _counted(config, scans, journal, report)
+        for split, found in scans.items():
+            facts = SplitFacts(split, len(found.samples), found.listing)
+            report.splits.append(facts)
+            judge(config, report, facts, map(journal.find, found.samples), largest_file)
+            report.faults += _not_all(config, root, facts, found)
+    finally:
+        journal.close()
     return report
 
 
-def _not_all(config: DataConfig, root: Path, facts: SplitFacts) -> list[Fault]:
+def _not_all(config: DataConfig, root: Path, facts: SplitFacts, found: Scan) -> list[Fault]:
     """Return a warning where a split of a known set has another number of pairs than was published."""
-    published = known_set(config.dataset).counts.get(facts.name) if config.dataset is not None else None
-    if published in (None, facts.pairs):
+    if config.dataset is None:
         return []
-    rule = f"split '{facts.name}' of {config.dataset} should have {published} pairs, got {facts.pairs}"
+    known, there, what = known_set(config.dataset), facts.pairs, "pairs"
+    published = known.counts.get(facts.name)
+    if facts.name in known.volumes:
+        published, what = known.volumes[facts.name], "volumes"
+        there = len({sample.name.rpartition("_slice")[0] or sample.name for sample in found.samples})
+    if published in (None, there):
+        return []
+    rule = f"split '{facts.name}' of {config.dataset} should have {published} {what}, got {there}"
     return [Fault(root, rule, "unpack the archives again if they are meant to be whole", "warning")]
 
 
 def _flags(config: DataConfig) -> dict[str, str]:
-    """Return the splits that training needs, with the options that name them."""
-    return {config.val_split: "--data.val-split", config.train_split: "--data.train-split"}
+    """Return the splits that training needs, with the options that name them. Some sets have none to train on."""
+    flags = {config.val_split: "--data.val-split", config.train_split: "--data.train-split"}
+    known = known_set(config.dataset) if config.dataset is not None else None
+    if known is not None and known.files and config.train_split not in known.splits:
+        del flags[config.train_split]
+    return flags
 
 
-def _every_split(root: Path, flags: dict[str, str], report: Report) -> list[str]:
+def _every_split(config: DataConfig, flags: dict[str, str], report: Report) -> list[str]:
     """Return all splits of a data folder; that one is missing which training needs is a fault of the report."""
-    found = find_splits(root)
-    if found and not any(split in flags or has_masks(root, split) for split in found):
+    root, found = data_root(config), splits_there(config)
+    if found and not any(split in flags or holds(config, split) for split in found):
         return found  # pictures without masks, for predict
+    official = config.dataset is not None and bool(known_set(config.dataset).files)
     for split in reversed(flags):
         if split in found:
             continue
         try:
+            if official:
+                raise FaultError(scan(config, split).faults[0])
             find_layout(root, split, flags[split])
             found.append(split)  # made of a split list that has no usual name
         except FaultError as error:
@@ -125,82 +133,33 @@ def _every_split(root: Path, flags: dict[str, str], report: Report) -> list[str]
     return found
 
 
-def _run(
-    job: Callable[[Sample], Inspection], scans: Mapping[str, Scan], progress: Callable[[int, int], None] | None
-) -> dict[str, list[Inspection]]:
-    """Inspect all samples in threads; results come back in the samples' order."""
-    total, done = sum(len(scan.samples) for scan in scans.values()), 0
-    inspected: dict[str, list[Inspection]] = {split: [] for split in scans}
-    with ThreadPoolExecutor(THREADS) as pool:
-        for split, scan in scans.items():
-            for inspection in pool.map(job, scan.samples):
-                inspected[split].append(inspection)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-    return inspected
-
-
-def _inspect(
-    config: DataConfig, reader: MaskReader | None, table_is_bad: bool, level: Level, sample: Sample
-) -> Inspection:
-    result = Inspection(sample, [])
-    assert sample.mask is not None
-    if level == "off":
-        return result
-    mask_size = None
-    rgb = config.mask_colours == "rgb"
-    try:
-        if level == "full":
-            pixels = read_image(sample.image, config.max_pixels)
-            result.size = pixels.shape[0], pixels.shape[1]
-        else:
-            header = image_header(sample.image, config.max_pixels)
-            result.size = header.height, header.width
-    except FaultError as error:
-        result.faults.append(error.fault)
-    try:
-        if level == "headers" or (rgb and table_is_bad):
-            header = mask_header(sample.mask, config.max_pixels, colours=rgb)
-            mask_size = header.height, header.width
-        else:
-            mask = reader.load(sample.mask) if reader is not None else load_mask(sample.mask, config.max_pixels)
-            mask_size = mask.ids.shape[0], mask.ids.shape[1]
-            result.counts = histogram(mask.ids)
-            if mask.palette is not None:
-                result.colours = {value: tuple(map(int, mask.palette[value])) for value in result.counts}
-    except FaultError as error:
-        result.faults.append(error.fault)
-    if result.size is not None and mask_size is not None:
-        fault = size_fault(sample, result.size, mask_size)
-        result.faults += [fault] if fault is not None else []
-    return result
-
-
 def _counted(
-    config: DataConfig, inspected: Mapping[str, list[Inspection]], report: Report
+    config: DataConfig, scans: Mapping[str, Scan], journal: Journal, report: Report
 ) -> tuple[ClassTable | None, Path | None]:
     """Count the classes as ``open_source`` does; also return the mask with the largest id.
 
     What was read already is not read again: the training split counts, which is nearly always among it.
     """
     root = data_root(config)
-    if config.train_split not in inspected and has_masks(root, config.train_split):
+    if config.train_split not in scans and holds(config, config.train_split):
         try:
             return count_classes(config, config.train_split), None
         except FaultError as error:
             report.faults.append(error.fault)
             return None, None
-    split = config.train_split if inspected.get(config.train_split) else next(iter(inspected))
-    largest = {
-        inspection.sample.mask: largest_training_id(config, list(inspection.counts))
-        for inspection in inspected[split]
-        if inspection.counts is not None and inspection.sample.mask is not None
-    }
-    if not largest:
+    there = config.train_split in scans and scans[config.train_split].samples
+    split = config.train_split if there else next(iter(scans))
+    found: tuple[int, str, Path] | None = None
+    for sample in scans[split].samples:
+        inspection = journal.find(sample)
+        if inspection.counts is not None:
+            path = mask_path(sample)
+            one = largest_training_id(config, list(inspection.counts)), str(path), path
+            found = one if found is None else max(found, one)
+    if found is None:
         return None, None
     try:
-        return classes_of_ids(root, split, largest), max(largest, key=lambda mask: (largest[mask], str(mask)))
+        return classes_of_ids(root, split, {found[2]: found[0]}), found[2]
     except FaultError as error:
         report.faults.append(error.fault)
         return None, None
@@ -208,14 +167,25 @@ def _counted(
 
 def check_command(config: DataConfig) -> int:
     """Print what a check of ``config.root`` finds; return the exit code, 3 if there is any error."""
-
-    def show(done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        print(f"\r{done} of {total} pairs", end=end, file=sys.stderr, flush=True)
-
-    report = check_folder(config, progress=show if sys.stderr.isatty() else None)
+    with progress_bar("checking") as show:
+        report = check_shards(config, show) if config.shards is not None else check_folder(config, progress=show)
     print(format_report(report), flush=True)
     return EXIT_DATA if report.errors else EXIT_OK
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield what draws the progress on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def verify(config: DataConfig, splits: Sequence[str] | None = None, level: Level | None = None) -> Report | None:

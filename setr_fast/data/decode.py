@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import (
@@ -64,13 +65,35 @@ class Mask:
     palette: np.ndarray | None
 
 
-def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return a picture as uint8 RGB [H, W, 3], upright.
+def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> np.ndarray:
+    """Return a picture as uint8 RGB [H, W, 3], upright. ``data``: its bytes, where ``path`` only says whose they are.
 
     Raises: FaultError naming the file, what is wrong with it and what to do.
     """
-    with _opened(Path(path), max_pixels, checksums=True) as (image, header, _):
+    with _opened(Path(path), max_pixels, checksums=True, data=data) as (image, header, _):
         return to_rgb(image, header.orientation)
+
+
+def read_channels(
+    path: Path | str, channels: int, max_pixels: int = MAX_PIXELS, data: bytes | None = None
+) -> np.ndarray:
+    """Return a picture of 1, 3 or 4 channels as they are stored, uint8 [H, W, channels], upright.
+
+    Four are RGB and what the file calls alpha, which here is one more measurement.
+
+    Raises: FaultError as ``read_image``; also for another number of channels.
+    """
+    with _opened(Path(path), max_pixels, checksums=True, data=data) as (image, header, _):
+        image.load()
+        found = len(image.getbands())
+        if found != channels or image.mode in ("P", "CMYK"):
+            raise Unusable(
+                f"picture must have {channels} channels, got mode {image.mode}",
+                "give the further channels in a folder of their own (--data.extra), or store [H, W, C] as .npy",
+            )
+        if image.mode == "RGBA":
+            return _upright(np.array(image), header.orientation)
+        return to_rgb(image, header.orientation)[..., :channels]
 
 
 def to_rgb(image: Image.Image, orientation: int | None = None) -> np.ndarray:
@@ -84,12 +107,12 @@ def to_rgb(image: Image.Image, orientation: int | None = None) -> np.ndarray:
     return _upright(_rgb(image), _orientation(image) if orientation is None else orientation)
 
 
-def load_mask(path: Path | str, max_pixels: int = MAX_PIXELS) -> Mask:
-    """Return a mask's ids as stored, together with its palette.
+def load_mask(path: Path | str, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> Mask:
+    """Return a mask's ids as stored, together with its palette. ``data``: as for ``read_image``.
 
     Raises: FaultError; also for masks that hold colours, have alpha, or come in a lossy format.
     """
-    with _opened(Path(path), max_pixels, checksums=True) as (image, header, png):
+    with _opened(Path(path), max_pixels, checksums=True, data=data) as (image, header, png):
         _check_mask(image, header)
         if image.mode not in _INDEX_MODES:
             raise _not_ids(image.mode)
@@ -104,9 +127,9 @@ def load_mask(path: Path | str, max_pixels: int = MAX_PIXELS) -> Mask:
         return Mask(ids, palette)
 
 
-def load_colours(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load_colours(path: Path | str, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> np.ndarray:
     """Return a colour mask as uint8 RGB [H, W, 3]; the same formats as masks of ids, so never a lossy one."""
-    with _opened(Path(path), max_pixels, checksums=True) as (image, header, _):
+    with _opened(Path(path), max_pixels, checksums=True, data=data) as (image, header, _):
         _check_mask(image, header)
         if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema() != (255, 255):
             raise Unusable(
@@ -174,6 +197,25 @@ class _PictureFile(io.BufferedReader):
         return data
 
 
+class _Held(io.RawIOBase):
+    """Bytes that are in memory, as a file that can be read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._bytes = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self._bytes.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._bytes.seek(offset, whence)
+
+
 class _Jpeg(JpegImagePlugin.JpegImageFile):
     """A JPEG whose EXIF Pillow leaves alone: it would warn about damaged blocks while looking for a resolution."""
 
@@ -193,7 +235,7 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
 
 @contextmanager
 def _opened(
-    path: Path, max_pixels: int, checksums: bool
+    path: Path, max_pixels: int, checksums: bool, data: bytes | None = None
 ) -> Iterator[tuple[ImageFile.ImageFile, Header, PngHeader | None]]:
     """Open a picture, check what its header declares, and turn whatever goes wrong into a FaultError."""
 
@@ -210,11 +252,11 @@ def _opened(
         return FaultError(Fault(path, what, remedy))
 
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if data is None and not stat.S_ISREG(path.stat().st_mode):
             raise Unusable(
                 "must be a file, got " + ("a folder" if path.is_dir() else "a device or a pipe"), "name a file"
             )
-        with _PictureFile(io.FileIO(path)) as file:
+        with _PictureFile(io.FileIO(path) if data is None else _Held(data)) as file:
             head = file.read(HEAD_BYTES)
             kind = sniff(head)
             png = read_png_header(file, checksums, accept) if kind == "PNG" else None

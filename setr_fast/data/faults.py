@@ -15,7 +15,7 @@ Severity = Literal["error", "warning"]
 class Fault:
     """A finding about a file; ``what`` says rule and value, ``remedy`` what to do about it."""
 
-    path: Path
+    path: Path | str
     what: str
     remedy: str
     severity: Severity = "error"

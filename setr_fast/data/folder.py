@@ -22,11 +22,22 @@ Stems = Mapping[str, list[Path]]
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and the mask that belongs to it. ``name`` is the picture's stem."""
+    """A picture and the mask that belongs to it. ``name`` is the picture's stem, or its path where stems repeat.
+
+    ``extra``: file of its further channels. ``part``: which of several samples in one file (row of a table, slice of a
+    volume); ``image`` is that file then, and ``mask`` the same.
+    """
 
     name: str
     image: Path
     mask: Path | None
+    extra: Path | None = None
+    part: int | None = None
+
+    @property
+    def where(self) -> Path:
+        """What messages call the sample's file: with the number of its part."""
+        return self.image if self.part is None else Path(f"{self.image}#{self.part}")
 
 
 @dataclass
@@ -42,27 +53,18 @@ class Scan:
     listing: Path | None = None
 
 
-def find_samples(root: Path, split: str, mask_suffix: str = "", picture_suffix: str = "") -> list[Sample]:
-    """Return the samples of a split, each with its mask, ordered by name or as the split list has them.
-
-    Raises: FaultError if the split is missing or empty, or any of its samples is incomplete or ambiguous.
-    """
-    scan = scan_split(root, split, mask_suffix, picture_suffix)
-    if scan.faults:
-        raise FaultError(scan.faults[0], len(scan.faults) - 1, Path(root))
-    return scan.samples
-
-
-def scan_split(root: Path, split: str, mask_suffix: str = "", picture_suffix: str = "", flag: str = "") -> Scan:
+def scan_split(
+    root: Path, split: str, mask_suffix: str = "", picture_suffix: str = "", flag: str = "", arrays: bool = False
+) -> Scan:
     """Return the samples of a split together with all that is wrong with its names. Opens no picture.
 
-    ``flag``: the option that named the split, for the message if it is not there.
+    ``flag``: the option that named the split, for the message if it is not there. ``arrays``: pictures may be .npy.
     """
     try:
         layout = find_layout(root, split, flag)
-        pictures = _by_stem(layout.images, layout.nested, cut=picture_suffix)
+        pictures = by_stem(layout.images, layout.nested, cut=picture_suffix, arrays=arrays)
         # Where pictures have an end of their own, other files share the folders (Cityscapes: colours, instances).
-        masks = _by_stem(layout.masks, layout.nested, only=mask_suffix if picture_suffix else "")
+        masks = by_stem(layout.masks, layout.nested, only=mask_suffix if picture_suffix else "")
     except FaultError as error:
         return Scan(faults=[error.fault])
     paired, unpaired, orphans = _pair(pictures, masks, mask_suffix, layout)
@@ -120,25 +122,25 @@ def _add_paths(scan: Scan, root: Path, listing: Path, entry: Entry) -> None:
     scan.samples.append(Sample(name, root / entry.picture, root / entry.mask))
 
 
-def _by_stem(folder: Path, nested: bool, cut: str = "", only: str = "") -> Stems:
+def by_stem(folder: Path, nested: bool, cut: str = "", only: str = "", arrays: bool = False) -> Stems:
     """Return files by stem, the end ``cut`` taken off. Stems without the end ``cut`` or ``only`` are left out."""
     stems: dict[str, list[Path]] = {}
-    for path in _pictures_in(folder, nested):
+    for path in _pictures_in(folder, nested, arrays):
         stem = split_name(path.name)[0]
         if stem.endswith(cut) and stem.endswith(only):
             stems.setdefault(key_of(stem[: len(stem) - len(cut)]), []).append(path)
     return stems
 
 
-def _pictures_in(folder: Path, nested: bool = False) -> list[Path]:
+def _pictures_in(folder: Path, nested: bool = False, arrays: bool = False) -> list[Path]:
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
         if nested:
             within = [folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-            return [path for inner in within for path in _pictures_in(inner)]
+            return [path for inner in within for path in _pictures_in(inner, arrays=arrays)]
         # Broken links stay in: they are pictures that somebody forgot to fetch, and reading them says so.
-        return [folder / entry.name for entry in entries if is_picture_name(entry.name) and not entry.is_dir()]
+        return [folder / entry.name for entry in entries if is_picture_name(entry.name, arrays) and not entry.is_dir()]
     except OSError as error:
         raise FaultError(
             Fault(folder, f"folder must be readable, got '{error.strerror}'", "check its permissions")

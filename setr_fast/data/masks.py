@@ -8,22 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
+from setr_fast.data import arrays, rows
 from setr_fast.data.classes import ILLEGAL, ClassTable
 from setr_fast.data.decode import MAX_PIXELS, Mask, load_colours, load_mask
 from setr_fast.data.faults import Fault, FaultError, some
+from setr_fast.data.folder import Sample
 from setr_fast.data.options import DataConfig
 from setr_fast.data.palette import RGB
+from setr_fast.data.reading import Box, cut
 
 _MANY_IDS = 16
 """More illegal ids than this in one mask look like smoothing or compression, not like a forgotten class."""
 
 
-def read_colour_mask(path: Path, classes: ClassTable, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the ids, uint16 [H, W], of a mask that holds the class table's colours.
+def read_colour_mask(
+    path: Path, classes: ClassTable, max_pixels: int = MAX_PIXELS, data: bytes | None = None
+) -> np.ndarray:
+    """Return the ids, uint16 [H, W], of a mask that holds the class table's colours. ``data``: the file's bytes, if
+    ``path`` only says whose they are.
 
     Raises: FaultError if any pixel has another colour; the commonest of those are named.
     """
-    pixels = load_colours(path, max_pixels).astype(np.int32)
+    pixels = load_colours(path, max_pixels, data).astype(np.int32)
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     table = sorted((r << 16 | g << 8 | b, value) for (r, g, b), value in classes.colour_ids().items())
     colours = np.array([colour for colour, _ in table], np.int32)
@@ -54,6 +60,8 @@ class MaskReader:
     ignore_index: int | None = None
     colours: bool = False
     max_pixels: int = MAX_PIXELS
+    box: Box | None = None
+    columns: rows.Columns = (None, None)
     lookup: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -63,20 +71,34 @@ class MaskReader:
     def of(cls, config: DataConfig, classes: ClassTable) -> MaskReader:
         """Return the reader that a config asks for."""
         rgb = config.mask_colours == "rgb"
-        return cls(classes, config.label_offset, config.ignore_index, rgb, config.max_pixels)
+        columns = config.image_column, config.label_column
+        return cls(classes, config.label_offset, config.ignore_index, rgb, config.max_pixels, config.crop_box, columns)
 
-    def load(self, path: Path) -> Mask:
+    def load(self, path: Path, data: bytes | None = None) -> Mask:
         """Return a mask's ids as stored (for colour masks, those of the class table)."""
         if self.colours:
-            return Mask(read_colour_mask(path, self.classes, self.max_pixels), None)
-        return load_mask(path, self.max_pixels)
+            return Mask(read_colour_mask(path, self.classes, self.max_pixels, data), None)
+        return load_mask(path, self.max_pixels, data)
 
-    def read(self, path: Path) -> np.ndarray:
-        """Return a mask as training ids, uint8 [H, W], 255 where ignored.
+    def read(self, path: Path, data: bytes | None = None) -> np.ndarray:
+        """Return a mask as training ids, uint8 [H, W], 255 where ignored. ``data``: its bytes, where ``path`` only says
+        whose they are.
 
         Raises: FaultError naming the file and the ids that are not legal.
         """
-        ids = self.load(path).ids
+        return self.trained(path, self.load(path, data).ids)
+
+    def read_sample(self, sample: Sample) -> np.ndarray:
+        """Return a sample's mask as training ids, wherever it is stored, and cut as its picture is.
+
+        Raises: FaultError as ``read``.
+        """
+        colours = self.classes if self.colours else None
+        ids = stored_mask(sample, self.max_pixels, self.box, self.columns, colours).ids
+        return self.trained(mask_path(sample), ids)
+
+    def trained(self, path: Path, ids: np.ndarray) -> np.ndarray:
+        """Return the training ids, uint8, that stored ones stand for. ``path``: whose they are, for the message."""
         if ids.dtype == np.uint8:
             labels = self.lookup[:256][ids]
         elif ids.dtype == np.uint16:
@@ -114,6 +136,35 @@ class MaskReader:
         if wrong == [self.classes.num_classes - self.offset] and 0 not in counts:
             return f"correct the mask, or set --data.label-offset {self.offset - 1} if its ids start one higher"
         return "correct the mask, add the id to the class table, or set --data.ignore-index"
+
+
+def stored_mask(
+    sample: Sample,
+    max_pixels: int = MAX_PIXELS,
+    box: Box | None = None,
+    columns: rows.Columns = (None, None),
+    colours: ClassTable | None = None,
+) -> Mask:
+    """Return the ids of a sample's mask as stored, wherever that is; ``colours``: the table whose colours it holds."""
+    path, part, data = sample.mask, sample.part, None
+    assert path is not None
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return Mask(cut(arrays.as_ids(arrays.read_npy(path, max_pixels), path), box, path), None)
+    if part is not None and suffix in arrays.VOLUME_SUFFIXES:
+        return Mask(cut(arrays.as_ids(arrays.read_part(path, part, "label"), sample.where), box, sample.where), None)
+    if part is not None:
+        path, data = sample.where, rows.cell(path, part, columns, mask=True)
+    if colours is not None:
+        return Mask(cut(read_colour_mask(path, colours, max_pixels, data), box, path), None)
+    mask = load_mask(path, max_pixels, data)
+    return Mask(cut(mask.ids, box, path), mask.palette)
+
+
+def mask_path(sample: Sample) -> Path:
+    """Return what messages call a sample's mask."""
+    assert sample.mask is not None
+    return sample.mask if sample.part is None else sample.where
 
 
 def histogram(ids: np.ndarray) -> dict[int, int]:

@@ -16,6 +16,21 @@ class DataConfig:
 
     root: Path | None = None
     """Folder with {split}/{images,masks} or images/{split} + labels/{split}; none: the built-in scenes."""
+    shards: str | None = None
+    """WebDataset shards instead of a folder, on disk or by http: a folder that `setr-fast data shards` wrote (both
+    splits), an index .json, or a pattern such as train-{000000..000063}.tar."""
+    val_shards: str | None = None
+    """Shards to validate on, where --data.shards names those of one split."""
+    shard_picture: str = ""
+    """End of a picture's name in a shard, such as jpg; none: told by the names."""
+    shard_mask: str = ""
+    """End of a mask's name in a shard, such as seg.png; none: told by the names."""
+    shard_mix: int = 16
+    """Shards whose samples are mixed; an epoch takes the shards in groups of as many, in random order."""
+    shard_cache: Path | None = None
+    """Folder that fetched shards are kept in; none: setr_fast/shards in the user's cache folder."""
+    shard_cache_gib: float = 64.0
+    """Largest size of that folder; it has to hold the shards that are mixed, twice."""
     dataset: str | None = None
     """Known data set in its official layout (see `setr-fast data list`); it sets what is left at its default here."""
     train_split: str = "train"
@@ -36,6 +51,27 @@ class DataConfig:
     """End of a picture's stem that its mask's does not have, e.g. '_leftImg8bit'."""
     mask_suffix: str = ""
     """What a mask's stem has beyond its picture's, e.g. '_mask'."""
+    channels: int = 3
+    """Channels of a picture. Beyond the three colours: RGBA files (4), .npy arrays [H, W, C], or --data.extra."""
+    extra: str | None = None
+    """Folder beside the pictures' that holds each picture's further channels under its stem, e.g. thermal."""
+    extra_range: tuple[float, float] | None = None
+    """Numbers that become 0 and 255 where arrays are floating-point; none: the extremes of each array."""
+    extra_mean: tuple[float, ...] = (127.5,)
+    """Mean that is subtracted from further channels, one number for all or one each, 0..255."""
+    extra_std: tuple[float, ...] = (127.5,)
+    """Standard deviation that they are divided by."""
+    crop_box: tuple[int, int, int, int] | None = None
+    """Part of every picture and mask that is used: left, top, right, bottom, in pixels (DADA-seg's black bars)."""
+    image_column: str | None = None
+    """Column of a Parquet or Arrow table that holds the pictures; none: image, img, ..."""
+    label_column: str | None = None
+    """Column that holds the masks; none: label, annotation, mask, ..."""
+    sampling: Literal["uniform", "rare_classes"] = "uniform"
+    """uniform: every picture once per epoch; rare_classes: a class is drawn first, the rarer the likelier, then one of
+    the pictures that show it (DAFormer)."""
+    rare_temperature: float = 0.01
+    """Of rare_classes: the lower, the more the rarest classes are preferred."""
     check: Literal["full", "headers", "off"] = "full"
     """How much of every file is verified before the first step."""
     workers: int | None = None
@@ -57,6 +93,31 @@ class DataConfig:
                     object.__setattr__(self, name, value)
         if self.num_classes is not None and not 2 <= self.num_classes <= 254:
             raise ConfigError(f"data.num_classes: must be 2..254, got {self.num_classes}")
+        if not 3 <= self.channels <= 64:
+            raise ConfigError(f"data.channels: must be 3..64, got {self.channels}")
+        for name, values in (("extra_mean", self.extra_mean), ("extra_std", self.extra_std)):
+            if len(values) not in (1, self.channels - 3):
+                raise ConfigError(f"data.{name}: must be one number, or one per further channel, got {len(values)}")
+        if min(self.extra_std) <= 0 or not self.rare_temperature > 0:
+            got = f"{self.extra_std} and {self.rare_temperature}"
+            raise ConfigError(f"data: extra_std and rare_temperature must be positive, got {got}")
+        if self.extra is not None and (self.channels == 3 or "/" in self.extra or self.extra in ("", ".", "..")):
+            raise ConfigError(
+                f"data.extra: must be a folder's plain name beside --data.channels 4 or more, got {self.extra!r}"
+            )
+        if self.extra_range is not None and not self.extra_range[0] < self.extra_range[1]:
+            raise ConfigError(f"data.extra_range: must be low < high, got {self.extra_range}")
+        if self.crop_box is not None:
+            left, top, right, bottom = self.crop_box
+            if min(left, top) < 0 or right <= left or bottom <= top:
+                raise ConfigError(f"data.crop_box: must be 0 <= left < right, top < bottom, got {self.crop_box}")
+        if self.shards is not None and self.root is not None:
+            raise ConfigError("data.shards: must not be given together with data.root; leave one of them out")
+        if self.val_shards is not None and self.shards is None:
+            raise ConfigError("data.val_shards: must come with data.shards, the shards to train on")
+        if self.shard_mix < 1 or not self.shard_cache_gib > 0:
+            got = f"{self.shard_mix} and {self.shard_cache_gib}"
+            raise ConfigError(f"data: shard_mix must be 1 or more and shard_cache_gib positive, got {got}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
         if min(self.builtin_train, self.builtin_val) < 1 or self.builtin_size < 32:

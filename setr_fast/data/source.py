@@ -15,13 +15,14 @@ from typing import Protocol
 import numpy as np
 
 from setr_fast.data.classes import BINARY_REMEDY, MOST_CLASSES, ClassTable, find_class_table, read_class_table
-from setr_fast.data.decode import load_mask, read_image
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.folder import Sample, find_samples
-from setr_fast.data.known import data_folder, known_set
-from setr_fast.data.layouts import has_masks
-from setr_fast.data.masks import MaskReader, histogram
+from setr_fast.data.folder import Sample
+from setr_fast.data.inspection import size_fault
+from setr_fast.data.known import known_set
+from setr_fast.data.masks import MaskReader, histogram, mask_path, stored_mask
 from setr_fast.data.options import DataConfig
+from setr_fast.data.reading import PictureReader
+from setr_fast.data.scan import holds, samples_of
 from setr_fast.errors import ConfigError
 
 logger = logging.getLogger("setr_fast")
@@ -42,7 +43,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a picture, uint8 RGB [H, W, 3], and its training ids, uint8 [H, W], 255 where ignored."""
+        """Return a picture, uint8 [H, W, C], RGB first, and its training ids, uint8 [H, W], 255 where ignored."""
         ...
 
 
@@ -55,10 +56,11 @@ class FolderSource:
     def __init__(self, config: DataConfig, split: str, classes: ClassTable | None = None) -> None:
         if config.root is None:
             raise ConfigError("data.root: must be a folder to read files from, got none; set --data.root")
-        self.samples = find_samples(data_root(config), split, config.mask_suffix, config.picture_suffix)
+        self.samples = samples_of(config, split)
         self.classes = resolve_classes(config, split) if classes is None else classes
         self.names = [sample.name for sample in self.samples]
-        self._reader = MaskReader.of(config, self.classes)
+        self._pictures = PictureReader.of(config)
+        self._masks = MaskReader.of(config, self.classes)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -66,20 +68,27 @@ class FolderSource:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return picture and training ids of a sample, both upright and of one size."""
         sample = self.samples[index]
-        assert sample.mask is not None
-        image = read_image(sample.image, self._reader.max_pixels)
-        label = self._reader.read(sample.mask)
+        image = self._pictures.read(sample)
+        label = self.read_label(index)
         fault = size_fault(sample, (image.shape[0], image.shape[1]), (label.shape[0], label.shape[1]))
         if fault is not None:
             raise FaultError(fault)
         return image, label
 
+    def read_label(self, index: int) -> np.ndarray:
+        """Return the training ids of a sample alone, uint8 [H, W]: for counting them."""
+        return self._masks.read_sample(self.samples[index])
+
 
 def open_source(config: DataConfig, split: str, classes: ClassTable | None = None) -> Source:
-    """Return the samples of a split: the folder ``config.root``, or built-in scenes where there is none.
+    """Return the samples of a split: ``config.shards``, the folder ``config.root``, or built-in scenes without either.
 
     ``classes``: those of the folder if they are known, as ``check.verify`` returns them; else they are looked up.
     """
+    if config.shards is not None:
+        from setr_fast.data.shard_source import ShardSource
+
+        return ShardSource(config, split, classes)
     if config.root is not None:
         return FolderSource(config, split, classes)
     from setr_fast.data.scenes import BuiltinScenes
@@ -93,18 +102,6 @@ def open_source(config: DataConfig, split: str, classes: ClassTable | None = Non
     return source
 
 
-def size_fault(sample: Sample, image: tuple[int, int], mask: tuple[int, int]) -> Fault | None:
-    """Return what is wrong if picture and mask differ in upright (height, width), or nothing."""
-    if image == mask:
-        return None
-    assert sample.mask is not None
-    rule = (
-        f"mask must be as large as its picture {sample.image}, {image[1]} x {image[0]} seen upright, "
-        f"got {mask[1]} x {mask[0]}"
-    )
-    return Fault(sample.mask, rule, "export the mask again at the size of the upright picture")
-
-
 def resolve_classes(config: DataConfig, split: str) -> ClassTable:
     """Return the classes of a data folder: the class table, else ``num_classes``, else those the masks use.
 
@@ -114,14 +111,8 @@ def resolve_classes(config: DataConfig, split: str) -> ClassTable:
     classes = stated_classes(config)
     if classes is not None:
         return classes
-    counted = config.train_split if has_masks(data_root(config), config.train_split) else split
+    counted = config.train_split if holds(config, config.train_split) else split
     return count_classes(config, counted)
-
-
-def data_root(config: DataConfig) -> Path:
-    """Return the folder that holds the splits: the root, or what a known set's archive unpacks to below it."""
-    assert config.root is not None
-    return config.root if config.dataset is None else data_folder(config.root, known_set(config.dataset).below)
 
 
 def stated_classes(config: DataConfig) -> ClassTable | None:
@@ -152,11 +143,10 @@ def count_classes(config: DataConfig, split: str) -> ClassTable:
     Raises: FaultError naming the mask with the largest id if that makes too many classes.
     """
     assert config.root is not None
-    samples = find_samples(data_root(config), split, config.mask_suffix, config.picture_suffix)
-    paths = [sample.mask for sample in samples if sample.mask is not None]
+    samples = samples_of(config, split)
     with ThreadPoolExecutor(THREADS) as pool:
-        used = list(pool.map(partial(_largest_id, config), paths))
-    return classes_of_ids(config.root, split, dict(zip(paths, used, strict=True)))
+        used = list(pool.map(partial(_largest_id, config), samples))
+    return classes_of_ids(config.root, split, dict(zip(map(mask_path, samples), used, strict=True)))
 
 
 def classes_of_ids(root: Path, split: str, largest: dict[Path, int]) -> ClassTable:
@@ -179,5 +169,7 @@ def largest_training_id(config: DataConfig, ids: Sequence[int]) -> int:
     return max([-1, *kept])
 
 
-def _largest_id(config: DataConfig, path: Path) -> int:
-    return largest_training_id(config, list(histogram(load_mask(path, config.max_pixels).ids)))
+def _largest_id(config: DataConfig, sample: Sample) -> int:
+    columns = config.image_column, config.label_column
+    mask = stored_mask(sample, config.max_pixels, config.crop_box, columns)
+    return largest_training_id(config, list(histogram(mask.ids)))

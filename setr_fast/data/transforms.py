@@ -95,7 +95,7 @@ def _scaled(factor: float, shift: float) -> NDArray[np.uint8]:
 def normalise_table(mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return ``(value - mean) / std`` of every byte value.
 
-    Shapes: [3, 256] float32. Units: mean and std on the scale 0..255.
+    Shapes: C numbers each -> [C, 256] float32. Units: mean and std on the scale 0..255.
     """
     values = np.arange(256, dtype=np.float64)
     table = (values - np.array(mean, np.float64)[:, None]) / np.array(std, np.float64)[:, None]
@@ -104,6 +104,41 @@ def normalise_table(mean: Sequence[float], std: Sequence[float]) -> Tensor:
 
 def _tensor(array: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch warns of arrays it could not write to
+
+
+def augment_channels(
+    image: Tensor,
+    size: tuple[int, int],
+    offset: tuple[int, int],
+    crop: tuple[int, int],
+    flip: bool,
+    colours: ColourChange,
+    normalise: Tensor,
+) -> Tensor:
+    """Return what ``augment_image`` makes of the first three channels, and of the further ones without their colours
+    changed: those are resized, cropped, mirrored and normalised alike, three at a time.
+
+    Shapes: image uint8 [H, W, C], normalise [C, 256] -> float32 [C, crop_h, crop_w].
+    Raises: ShapeError if the picture has another number of channels than ``normalise``, or as ``augment_image``.
+    """
+    channels = image.shape[-1]
+    if channels != len(normalise):
+        raise ShapeError(f"picture must have {len(normalise)} channels, got {list(image.shape)}; set --data.channels")
+    place = size, offset, crop, flip
+    if channels == 3:
+        return augment_image(image, *place, colours.pre, colours.saturation, colours.hue, colours.post, normalise)
+    parts = []
+    for first in range(0, channels, 3):
+        three = image[..., first : first + 3]
+        table = normalise[first : first + 3]
+        missing = 3 - len(table)
+        three = torch.nn.functional.pad(three, (0, missing)).contiguous()
+        table = torch.nn.functional.pad(table, (0, 0, 0, missing)).contiguous()
+        change = colours if first == 0 else ColourChange()
+        parts.append(
+            augment_image(three, *place, change.pre, change.saturation, change.hue, change.post, table)[: 3 - missing]
+        )
+    return torch.cat(parts)
 
 
 class TrainTransform:
@@ -118,13 +153,14 @@ class TrainTransform:
     ) -> tuple[Tensor, Tensor]:
         """Return a training crop; the padding is 0 in the picture and 255 in the labels, below and to the right.
 
-        Shapes: image [H, W, 3] RGB, label [H, W] training ids -> [3, h, w] float32, [h, w] uint8, h x w the crop.
-        Raises: ShapeError if picture and labels differ in size.
+        Shapes: image [H, W, C] RGB first, label [H, W] training ids -> [C, h, w] float32, [h, w] uint8, h x w the
+        crop.
+        Raises: ShapeError if picture and labels differ in size, or the picture has other channels than mean and std.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.shape[:2] != label.shape:
-            raise ShapeError(
-                f"train transform: image and label must be [H, W, 3] and [H, W], got {image.shape} and {label.shape}"
-            )
+        channels = len(self._normalise)
+        if image.ndim != 3 or image.shape[2] != channels or image.shape[:2] != label.shape:
+            want = f"[H, W, {channels}] and [H, W]"
+            raise ShapeError(f"train transform: image and label must be {want}, got {image.shape} and {label.shape}")
         config = self.augment
         draws = rng.random(NUM_DRAWS).tolist()
         low, high = config.ratio_range
@@ -133,18 +169,7 @@ class TrainTransform:
         flip = draws[_FLIP] < config.flip
         offset, crop = self._window(_tensor(label), size, flip, draws)
         colours = colour_change(draws[_COLOURS:]) if config.photometric else ColourChange()
-        pixels = augment_image(
-            _tensor(image),
-            size,
-            offset,
-            config.crop,
-            flip,
-            colours.pre,
-            colours.saturation,
-            colours.hue,
-            colours.post,
-            self._normalise,
-        )
+        pixels = augment_channels(_tensor(image), size, offset, config.crop, flip, colours, self._normalise)
         return pixels, crop
 
     def _window(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from setr_fast.data.classes import BINARY_REMEDY, IGNORED
 from setr_fast.data.faults import Fault, some
-from setr_fast.data.folder import Sample
-from setr_fast.data.masks import MaskReader
+from setr_fast.data.inspection import Inspection
+from setr_fast.data.masks import MaskReader, mask_path
 from setr_fast.data.options import DataConfig
 from setr_fast.data.report import Report, SplitFacts
 
@@ -19,29 +19,38 @@ _MUCH_255 = 0.3
 
 
 @dataclass
-class Inspection:
-    """What reading one sample gave; ``counts`` are stored ids, ``colours`` the mask palette's, by id."""
+class _Suspects:
+    """Masks of one kind: the first, and how many."""
 
-    sample: Sample
-    faults: list[Fault]
-    size: tuple[int, int] | None = None
-    counts: Mapping[int, int] | None = None
-    colours: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    first: Path | None = None
+    count: int = 0
+
+    def add(self, mask: Path) -> None:
+        self.first = mask if self.first is None else self.first
+        self.count += 1
 
 
 def judge(
-    config: DataConfig, report: Report, facts: SplitFacts, inspections: list[Inspection], largest_file: Path | None
+    config: DataConfig,
+    report: Report,
+    facts: SplitFacts,
+    inspections: Iterable[Inspection],
+    largest_file: Path | None,
 ) -> None:
-    """Add what the ids of a split mean, once the classes are known, to facts and faults."""
+    """Add what the ids of a split mean, once the classes are known, to facts and faults. Keeps no inspection."""
     reader = MaskReader.of(config, report.classes) if report.classes is not None else None
     totals: Counter[int] = Counter()
-    judged = 0
-    suspects: dict[str, list[Path]] = {"binary": [], "ignored": [], "palette": []}
+    judged, inspected = 0, 0
+    suspects = {"binary": _Suspects(), "ignored": _Suspects(), "palette": _Suspects()}
+    sizes: list[tuple[int, int]] = []
     for inspection in inspections:
+        inspected += 1
         report.faults += inspection.faults
-        mask = inspection.sample.mask
-        if reader is None or inspection.counts is None or mask is None:
+        if inspection.size:
+            sizes = _extremes([*sizes, inspection.size])
+        if reader is None or inspection.counts is None:
             continue
+        mask = mask_path(inspection.sample)
         fault = reader.judge(mask, inspection.counts)
         if fault is not None:
             report.faults.append(fault)
@@ -50,12 +59,11 @@ def judge(
         totals.update(inspection.counts)
         used = {int(reader.lookup[value]) for value in inspection.counts}
         if set(inspection.counts) == {0, 255} and reader.lookup[255] == IGNORED:
-            suspects["binary"].append(mask)
+            suspects["binary"].add(mask)
         if used == {IGNORED}:
-            suspects["ignored"].append(mask)
+            suspects["ignored"].add(mask)
         if _palette_disagrees(reader, inspection.colours):
-            suspects["palette"].append(mask)
-    sizes = sorted((size for size in (i.size for i in inspections) if size), key=lambda size: (size[0] * size[1], size))
+            suspects["palette"].add(mask)
     if sizes:
         facts.smallest, facts.largest = sizes[0], sizes[-1]
     pixels = sum(totals.values())
@@ -66,21 +74,23 @@ def judge(
         facts.class_pixels = [trained[index] for index in range(reader.classes.num_classes)]
         facts.ignored_share = trained[IGNORED] / pixels
         facts.share_255 = totals[255] / pixels
-        if (
-            trained[IGNORED] == pixels
-            and judged == len(inspections)
-            and facts.name in (config.train_split, config.val_split)
-        ):
+        if trained[IGNORED] == pixels and judged == inspected and facts.name in (config.train_split, config.val_split):
             report.faults.append(_all_ignored(config, report, facts.name, suspects))
             return
     report.faults += _warnings(config, report, facts, suspects, largest_file)
 
 
-def _all_ignored(config: DataConfig, report: Report, split: str, suspects: Mapping[str, list[Path]]) -> Fault:
+def _extremes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the smallest and the largest size, by pixels."""
+    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return [ordered[0], ordered[-1]]
+
+
+def _all_ignored(config: DataConfig, report: Report, split: str, suspects: Mapping[str, _Suspects]) -> Fault:
     purpose = "learn from" if split == config.train_split else "score"
     what = f"split '{split}' must label some pixels, got ignored ones only: nothing to {purpose} in split {split}"
     remedy = "label it, or correct what is ignored (class table, --data.ignore-index, --data.label-offset)"
-    return Fault(report.root, what, BINARY_REMEDY if suspects["binary"] else remedy)
+    return Fault(report.root, what, BINARY_REMEDY if suspects["binary"].count else remedy)
 
 
 def _palette_disagrees(reader: MaskReader, colours: Mapping[int, tuple[int, ...]]) -> bool:
@@ -100,7 +110,7 @@ def _warnings(
     config: DataConfig,
     report: Report,
     facts: SplitFacts,
-    suspects: Mapping[str, list[Path]],
+    suspects: Mapping[str, _Suspects],
     largest_file: Path | None,
 ) -> list[Fault]:
     said = {
@@ -116,10 +126,10 @@ def _warnings(
     }
     faults = []
     for kind, (what, remedy) in said.items():
-        paths = suspects[kind]
-        if paths:
-            others = f" (and so do {len(paths) - 1} more masks of '{facts.name}')" if len(paths) > 1 else ""
-            faults.append(Fault(paths[0], what + others, remedy, "warning"))
+        found = suspects[kind]
+        if found.first is not None:
+            others = f" (and so do {found.count - 1} more masks of '{facts.name}')" if found.count > 1 else ""
+            faults.append(Fault(found.first, what + others, remedy, "warning"))
     ignores_255 = report.classes is not None and (
         report.classes.lookup(config.label_offset, config.ignore_index)[255] == IGNORED
     )

@@ -68,29 +68,38 @@ def data_sha256(source: Source) -> str:
 
     def parts() -> Iterator[bytes]:
         samples = getattr(source, "samples", None)
+        whole: set[Path] = set()  # files of several samples, which are hashed once
         for index, name in enumerate(source.names):
             yield f"\0{name}\0".encode("utf-8", "surrogateescape")
             if samples is None:
                 for array in source.read(index):
                     yield repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()
                 continue
-            for path in (samples[index].image, samples[index].mask):
-                if path is not None:
+            sample = samples[index]
+            if sample.part is not None:
+                yield f"\0{sample.part}\0".encode()
+            for path in (sample.image, sample.mask, sample.extra):
+                if path is not None and path not in whole:
+                    if sample.part is not None:
+                        whole.add(path)
                     yield f"\0{path.stat().st_size}\0".encode()
                     yield from _chunks(path)
 
     return _digest(parts())
 
 
+PLACES = ("root", "classes", "workers", "shards", "val_shards", "shard_mix", "shard_cache", "shard_cache_gib")
+
+
 def settings_sha256(settings: Any) -> str:
     """Return the hash of settings as canonical JSON: sorted keys, no blanks.
 
-    Where the files lay (``data.root``, ``data.classes``) and how many processes read them is not in it: the same
-    evaluation on another machine has the same hash.
+    Where the files lay (``data.root``, ``data.shards``, ``data.classes``) and how many processes read them is not in
+    it: the same evaluation on another machine has the same hash.
     """
     kept = dict(settings)
     if isinstance(kept.get("data"), dict):
-        kept["data"] = {key: value for key, value in kept["data"].items() if key not in ("root", "classes", "workers")}
+        kept["data"] = {key: value for key, value in kept["data"].items() if key not in PLACES}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -17,17 +17,19 @@ from torch import nn
 
 from setr_fast.data.classes import IGNORED, find_class_table
 from setr_fast.data.faults import one_line
-from setr_fast.data.folder import list_images
+from setr_fast.data.folder import by_stem, list_images
+from setr_fast.data.lists import key_of, split_name
 from setr_fast.data.options import DataConfig
 from setr_fast.data.palette import default_palette
+from setr_fast.data.reading import PictureReader
+from setr_fast.data.shard_source import stated_shard_classes
 from setr_fast.data.source import open_source
 from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.evaluator import check_classes, evaluate
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.outputs import output_stems
 from setr_fast.engine.overlay import write_index_png, write_overlay
-from setr_fast.engine.pictures import as_pixels
-from setr_fast.engine.predictor import predict
+from setr_fast.engine.predictor import channels_of, predict
 from setr_fast.engine.record import record
 from setr_fast.engine.video import frames, is_video, require_reader
 from setr_fast.errors import BackendError, ConfigError, DataError
@@ -124,11 +126,14 @@ def predict_command(
     inference: InferenceConfig,
     *,
     device: str | None = None,
+    extra: Path | None = None,
+    extra_range: tuple[float, float] | None = None,
 ) -> None:
     """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.png`` for each input.
 
     Inputs are pictures, folders of them, and videos (``<stem>_frames/<number>.png``). One that cannot be read is
-    named on stderr, and the others are carried on with.
+    named on stderr, and the others are carried on with. ``extra``: folder with each picture's further channels,
+    of which ``extra_range`` becomes 0 and 255 (as ``DataConfig.extra_range``).
 
     Raises: DataError at the end, if any input could not be read.
     """
@@ -138,20 +143,29 @@ def predict_command(
     place = pick_device(device)
     model = load_checkpoint(checkpoint)[0].to(place)
     _make_folder(out, "out")
-    predict_files(model, files, out, inference)
+    predict_files(model, files, out, inference, extra, extra_range)
 
 
-def predict_files(model: nn.Module, files: Sequence[Path], out: Path, inference: InferenceConfig) -> None:
+def predict_files(
+    model: nn.Module,
+    files: Sequence[Path],
+    out: Path,
+    inference: InferenceConfig,
+    extra: Path | None = None,
+    extra_range: tuple[float, float] | None = None,
+) -> None:
     """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
     spec: Any = model.spec
     palette = spec.palette or default_palette(spec.num_classes)
+    reader = PictureReader(channels_of(model), extra_range)
     failed = 0
     for path, stem in zip(files, output_stems(files, out), strict=True):
         try:
             if is_video(path):
                 written = _predict_video(model, path, out / f"{stem}_frames", inference, palette)
             else:
-                written = _predict_picture(model, as_pixels(path).numpy(), out / stem, inference, palette)
+                pixels = reader.file(path, _further_channels(path, extra))
+                written = _predict_picture(model, pixels, out / stem, inference, palette)
         except DataError as error:
             failed += 1
             print(f"predict: {one_line(str(error))}", file=sys.stderr, flush=True)
@@ -163,6 +177,19 @@ def predict_files(model: nn.Module, files: Sequence[Path], out: Path, inference:
         raise DataError(
             f"every input must be readable, got {failed} of {len(files)} that are not; they are named above"
         )
+
+
+def _further_channels(picture: Path, folder: Path | None) -> Path | None:
+    """Return the file of a picture's further channels: the one of its stem in the folder.
+
+    Raises: DataError unless there is exactly one.
+    """
+    if folder is None:
+        return None
+    found = by_stem(folder, nested=False, arrays=True).get(key_of(split_name(picture.name)[0]), [])
+    if len(found) != 1:
+        raise DataError(f"{picture}: must have one file of its stem in {folder}, got {len(found)}; see --extra")
+    return found[0]
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -192,7 +219,7 @@ def _predict_picture(
     classes = predict(model, image, inference)
     # Joined as text: Path.with_suffix would take the end of a dotted stem for a suffix.
     target = Path(f"{stem}.png")
-    write_overlay(Path(f"{stem}_overlay.png"), image, classes, palette)
+    write_overlay(Path(f"{stem}_overlay.png"), np.ascontiguousarray(image[..., :3]), classes, palette)
     write_index_png(target, classes, palette)
     return target
 
@@ -254,7 +281,9 @@ def _further(result: dict[str, Any]) -> Iterator[str]:
 
 def _with_class_count(data: DataConfig, count: int) -> DataConfig:
     """Where no class table says what ids mean, the model does: masks of one split may lack the last classes."""
-    unsaid = data.root is not None and data.classes is None and data.num_classes is None
+    unsaid = (data.root or data.shards) is not None and data.classes is None and data.num_classes is None
+    if unsaid and data.shards is not None and stated_shard_classes(data, data.val_split) is not None:
+        return data
     if not unsaid or count < 2 or (data.root is not None and find_class_table(data.root) is not None):
         return data
     return dataclasses.replace(data, num_classes=count)

@@ -18,7 +18,7 @@ from setr_fast.data.classes import IGNORED, ClassTable
 from setr_fast.engine.batches import assemble
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.pictures import as_pixels
-from setr_fast.engine.predictor import joined, settled, strips, views_of
+from setr_fast.engine.predictor import channels_of, joined, settled, strips, views_of
 from setr_fast.engine.probability import class_probability
 from setr_fast.engine.runner import Runner, evaluating
 from setr_fast.engine.views import Assembly
@@ -95,7 +95,7 @@ def _answers(model: nn.Module, source: Source, indices: Sequence[int], config: I
 
     def coming() -> Iterator[Assembly]:
         for index, (image, label) in _read_ahead(source, indices):
-            views = views_of(model, as_pixels(image), config)
+            views = views_of(model, as_pixels(image, channels_of(model)), config)
             labels = torch.from_numpy(np.require(label, requirements=["C", "W"]))
             parts = list(strips(runner, views, (label.shape[0], label.shape[1]), labels))
             started.append((_Answer(index, image, label, []), len(parts)))

@@ -32,6 +32,7 @@ def write_gallery(model: nn.Module, source: Source, config: InferenceConfig, fol
     for index in (i * len(source) // count for i in range(count)):
         image, label = source.read(index)
         predicted = predict(model, image, config)
+        image = image[..., :3]
         gap = np.full((image.shape[0], _GAP_PX, 3), 255, np.uint8)
         row = np.concatenate(
             [image, gap, overlay(image, label, palette), gap, overlay(image, predicted, palette)], axis=1

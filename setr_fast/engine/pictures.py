@@ -12,39 +12,41 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from setr_fast.data.decode import read_image, to_rgb
+from setr_fast.data.decode import to_rgb
 from setr_fast.data.formats import Unusable
+from setr_fast.data.reading import PictureReader
+from setr_fast.data.transforms import ColourChange, augment_channels
 from setr_fast.engine.resample import taps
 from setr_fast.errors import ShapeError
-from setr_fast.ops.augment_image import augment_image
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
 Pixels = Tensor
-"""uint8 [H, W, 3] RGB, or normalised floats [C, H, W]."""
+"""uint8 [H, W, C], RGB first, or normalised floats [C, H, W]."""
 
 
-def as_pixels(image: Picture) -> Tensor:
-    """Return a picture as a contiguous uint8 tensor [H, W, 3], RGB, upright.
+def as_pixels(image: Picture, channels: int = 3) -> Tensor:
+    """Return a picture as a contiguous uint8 tensor [H, W, C], RGB first, upright.
 
-    A Pillow image becomes what ``read_image`` makes of its file: turned by its EXIF orientation, alpha dropped,
-    16 bits to their high byte.
+    ``channels``: what the model takes; more than three are in an array, a .npy or an RGBA file. A Pillow image becomes
+    what ``read_image`` makes of its file: turned by its EXIF orientation, alpha dropped, 16 bits to their high byte.
 
-    Raises: ShapeError for an array that is not uint8 [H, W, 3] or is empty, and for a Pillow image of floats or of
+    Raises: ShapeError for an array that is not uint8 [H, W, C] or is empty, and for a Pillow image of floats or of
         32 bits; DataError for a file that cannot be read.
     """
     if isinstance(image, (str, Path)):
-        array: Any = read_image(Path(image))
-    elif isinstance(image, Image.Image):
+        array: Any = PictureReader(channels).file(Path(image))
+    elif isinstance(image, Image.Image) and channels == 3:
         try:
             array = to_rgb(image)
         except Unusable as error:
             raise ShapeError(f"predict: image {error.what}; {error.remedy}") from None
     else:
         array = image
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels:
         got = f"{array.dtype} {list(array.shape)}" if hasattr(array, "shape") else type(array).__name__
+        kinds = "a Pillow image or a uint8 RGB array [H, W, 3]" if channels == 3 else f"or uint8 [H, W, {channels}]"
         raise ShapeError(
-            f"predict: image must be a path, a Pillow image or a uint8 RGB array [H, W, 3], got {got}; "
+            f"predict: image must be a path, {kinds}, got {got}; "
             "scale floats to 0..255 and convert, repeat grey three times"
         )
     if 0 in array.shape:
@@ -65,7 +67,8 @@ def reader(
     def read(top: int, left: int, height: int, width: int) -> Tensor:
         left = size[1] - left - width if mirrored else left
         if as_bytes and not pixels.is_floating_point():
-            return augment_image(pixels, size, (top, left), (height, width), mirrored, None, None, 0, None, normalise)
+            place = size, (top, left), (height, width), mirrored
+            return augment_channels(pixels, *place, ColourChange(), normalise)
         part = _resized(pixels, normalise, size, (top, left), (height, width))
         return part.flip(-1) if mirrored else part
 
@@ -82,7 +85,7 @@ def _resized(
     if pixels.is_floating_point():
         part = pixels[:, top:bottom, left:right].float()
     else:
-        part = torch.stack([normalise[c][pixels[top:bottom, left:right, c].long()] for c in range(3)])
+        part = torch.stack([normalise[c][pixels[top:bottom, left:right, c].long()] for c in range(len(normalise))])
     for dim, (low, high, share) in ((1, axes[0]), (2, axes[1])):
         origin = int(low[0])
         weight = torch.from_numpy(share)[:, None] if dim == 1 else torch.from_numpy(share)

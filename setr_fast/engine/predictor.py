@@ -54,7 +54,7 @@ def predict(
     stride larger than the window.
     """
     config = settled(config, model)
-    pixels, size = _pixels(image)
+    pixels, size = _pixels(image, model)
     return predict_views(model, views_of(model, pixels, config), out_size or size, config)
 
 
@@ -90,7 +90,7 @@ def predict_scores(
     if isinstance(image, Sequence) and not isinstance(image, str):
         views, size = list(image), out_size
     else:
-        pixels, size = _pixels(image)
+        pixels, size = _pixels(image, model)
         views, size = views_of(model, pixels, config), out_size or size
     if size is None:
         raise ShapeError("predict_scores: out_size must be given with views, got none; say the picture's size")
@@ -190,8 +190,13 @@ def windows_of(spec: Any, size: tuple[int, int], config: InferenceConfig) -> tup
     return window, (max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1))
 
 
-def _pixels(image: Picture | Tensor) -> tuple[Pixels, tuple[int, int]]:
-    pixels = image if isinstance(image, Tensor) else as_pixels(image)
+def channels_of(model: nn.Module) -> int:
+    """Return how many channels a model's pictures have; one that does not say takes three."""
+    return int(getattr(model.spec, "in_chans", 3))
+
+
+def _pixels(image: Picture | Tensor, model: nn.Module) -> tuple[Pixels, tuple[int, int]]:
+    pixels = image if isinstance(image, Tensor) else as_pixels(image, channels_of(model))
     if isinstance(image, Tensor) and (pixels.dim() != 3 or not pixels.is_floating_point()):
         raise ShapeError(
             f"predict: tensor must be a normalised float picture [C, H, W], got {str(pixels.dtype)[6:]} "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.pictures import Picture, as_pixels
-from setr_fast.engine.predictor import predict_scores, settled
+from setr_fast.engine.predictor import channels_of, predict_scores, settled
 
 
 def class_probability(
@@ -27,7 +27,7 @@ def class_probability(
     Shapes: image as for ``predict``; -> [H, W].
     """
     config = settled(config, model)
-    pixels = as_pixels(image)
+    pixels = as_pixels(image, channels_of(model))
     size = out_size or (pixels.shape[0], pixels.shape[1])
     probability = np.empty(size, np.float32)
     averaged = config.merge == "probabilities" and len(config.scales) * (2 if config.flip else 1) > 1

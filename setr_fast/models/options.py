@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class ModelConfig:
     reinit_head: bool = False
     """With start: heads that do not fit, as with other classes, start fresh."""
 
+    extra_channels: Literal["zero", "mean"] = "zero"
+    """With start, and pictures of more channels than the file's three: the patch embedding's kernels of the further
+    ones are zero, so that training starts from the file's function, or the mean of those of the three colours."""
+
     def overrides(self) -> dict[str, Any]:
         """Return what the user set, as arguments of ``create_model``."""
         given = {k: v for k, v in asdict(self).items() if v is not None}
-        return {k: v for k, v in given.items() if k not in ("name", "start", "reinit_head")}
+        return {k: v for k, v in given.items() if k not in ("name", "start", "reinit_head", "extra_channels")}

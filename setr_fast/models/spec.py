@@ -153,10 +153,10 @@ class ModelSpec:
     """Label of pixels without a loss."""
 
     # --- pictures in, windows ---
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean that is subtracted, RGB, 0..255."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation that is divided by, RGB, 0..255."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean that is subtracted, RGB and then further channels, 0..255."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation that is divided by, likewise."""
     inference_mode: Literal["whole", "slide"] = "slide"
     """One pass at the picture's size, or windows of image_size."""
     stride: tuple[int, int] = (341, 341)
@@ -255,6 +255,9 @@ def _faults(s: ModelSpec) -> list[str]:
         ""
         if s.fit == "pad" or s.resize_to == "input"
         else f"resize_to must be input where fit is floor (nothing covers the cut edge), got {s.resize_to}",
+        ""
+        if len(s.mean) == len(s.std) and len(s.mean) in (3, s.in_chans)
+        else f"mean and std must be {s.in_chans} numbers each, one per channel, got {len(s.mean)} and {len(s.std)}",
         "" if s.head_scales and s.aux_scales else "head_scales and aux_scales must have an entry each, got none",
         ""
         if s.class_names is None or len(s.class_names) == s.num_classes

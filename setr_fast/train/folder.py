@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from setr_fast.config import Config, to_toml
+from setr_fast.data.shard_fetch import is_address
 from setr_fast.errors import BackendError, ConfigError
 from setr_fast.files import atomic_write
 from setr_fast.train import checkpoint
@@ -68,6 +69,8 @@ class RunFolder:
             self.config.data,
             root=self.config.data.root and self.config.data.root.resolve(),
             classes=self.config.data.classes and self.config.data.classes.resolve(),
+            shards=_absolute(self.config.data.shards),
+            val_shards=_absolute(self.config.data.val_shards),
         )
         kept = replace(self.config, data=data, resume=False, run_dir=None, nproc=None)
         with writing(self.run_dir):
@@ -127,6 +130,11 @@ def locked(run_dir: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _absolute(shards: str | None) -> str | None:
+    """Return shards so that they are found from any folder; an address stays what it is."""
+    return shards if shards is None or is_address(shards) else os.path.abspath(shards.removeprefix("file://"))
+
+
 def _default_run_dir(config: Config) -> Path:
-    data = config.data.root.resolve().name if config.data.root else "builtin"
+    data = config.data.root.resolve().name if config.data.root else "shards" if config.data.shards else "builtin"
     return Path("runs") / f"{config.model.name}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"

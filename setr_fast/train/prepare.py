@@ -11,11 +11,13 @@ import torch
 
 from setr_fast.checkpoints.transfer import start_from
 from setr_fast.config import Config, to_dict
+from setr_fast.data.balance import by_sampling
 from setr_fast.data.check import verify
 from setr_fast.data.classes import ClassTable
 from setr_fast.data.source import Source, open_source
 from setr_fast.data.transforms import TrainTransform
 from setr_fast.errors import ConfigError
+from setr_fast.models.catalog import model_spec
 from setr_fast.models.model import SegmentationModel, create_model
 from setr_fast.ops import _native
 from setr_fast.train.criterion import build_criterion
@@ -36,6 +38,7 @@ def prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:
         logger.warning("%s; training runs on PyTorch alone", missing)
     classes = by_first(ranks, lambda: _verified_classes(config))
     sources = [open_source(config.data, split, classes) for split in splits_of(config)]
+    sources[0] = by_sampling(config.data, sources[0])
     if sources[0].classes.names != sources[1].classes.names:
         raise ConfigError("data: both splits must have the same classes")
     model, plain = _models(config, sources[0], ranks)
@@ -84,7 +87,7 @@ def _models(config: Config, source: Source, ranks: Ranks) -> tuple[SegmentationM
 def _started(config: Config, source: Source) -> SegmentationModel:
     model = _build(config, source)
     if config.model.start is not None and not config.resume:
-        start_from(model, config.model.start, config.model.reinit_head)
+        start_from(model, config.model.start, config.model.reinit_head, config.model.extra_channels)
     return model
 
 
@@ -101,8 +104,19 @@ def _build(config: Config, source: Source) -> SegmentationModel:
         class_names=classes.names,
         palette=classes.palette,
         **rule,
+        **_channels(config),
         **config.model.overrides(),
     )
+
+
+def _channels(config: Config) -> dict[str, Any]:
+    """Return what a model of more than three channels has of its own: how many, and their mean and deviation."""
+    data, further = config.data, config.data.channels - 3
+    if further == 0:
+        return {}
+    colours = model_spec(config.model.name, 2, config.augment.crop)
+    mean, std = (values * (further // len(values)) for values in (data.extra_mean, data.extra_std))
+    return {"in_chans": data.channels, "mean": colours.mean + mean, "std": colours.std + std}
 
 
 def _verified_classes(config: Config) -> ClassTable | None:

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "setr_fast"
 BASE = {"errors", "shapes", "files", "fields"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "verdict": {"ops"},
     "shapes": set(),
     "files": set(),
     "fields": {"errors"},
@@ -25,11 +26,11 @@ ALLOWED: dict[str, set[str]] = {
     "train": BASE | {"ops", "nn", "data", "models", "checkpoints", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }
-VERBS = {"eval", "predict", "compare", "consolidate", "convert", "plan", "doctor"}
+VERBS = {"eval", "predict", "compare", "consolidate", "convert", "plan", "bench", "doctor"}
 FREE = {"cli", "report", "__init__", "__main__"} | VERBS
 EXCEPTIONS = {("models/model.py", "engine")}  # SegmentationModel.predict hands itself to the predictor
 LIGHT = [
-    "cli.py",
+    *(f"cli/{p.name}" for p in sorted((PACKAGE / "cli").glob("*.py"))),
     "config.py",
     "errors.py",
     "models/catalog.py",

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from setr_fast.data.folder import Sample, find_samples, list_images, scan_split
+from setr_fast.data.folder import Sample, list_images, scan_split
 from setr_fast.data.layouts import describe_layouts, find_splits
 from setr_fast.data.lists import is_picture_name, leads_outside, read_split_list, split_name
+from setr_fast.data.options import DataConfig
+from setr_fast.data.scan import samples_of
 from setr_fast.errors import DataError
+
+
+def find_samples(root: Path, split: str, suffix: str = "") -> list[Sample]:
+    return samples_of(DataConfig(root=root, mask_suffix=suffix), split)
 
 
 def touch(root: Path, *names: str) -> None:

@@ -14,8 +14,9 @@ import pytest
 from setr_fast.data.check import check_folder
 from setr_fast.data.classes import read_class_table
 from setr_fast.data.decode import image_header, load_mask, read_image
-from setr_fast.data.folder import find_samples, list_images
+from setr_fast.data.folder import list_images
 from setr_fast.data.options import DataConfig
+from setr_fast.data.scan import samples_of
 from setr_fast.data.source import FolderSource
 from setr_fast.errors import DataError
 
@@ -314,12 +315,12 @@ def test_split_list(hostile: Path, tmp_path: Path, file: str) -> None:
             shutil.copyfile(source, tmp_path / "root" / folder / source.name)
     shutil.copyfile(hostile / file, tmp_path / "root" / "train.txt")
     if outcome == "accept":
-        samples = find_samples(tmp_path / "root", "train")
+        samples = samples_of(DataConfig(root=tmp_path / "root"), "train")
         assert [sample.name for sample in samples] == ["ok_palette", "ok_gray"]
         assert len(samples) == int(reason)
         return
     with pytest.raises(DataError) as caught:
-        find_samples(tmp_path / "root", "train")
+        samples_of(DataConfig(root=tmp_path / "root"), "train")
     assert_one_line(str(caught.value), "train.txt", reason)
     if file == "lists/path_traversal.txt":
         wrong = [fault for fault in check_folder(tmp_path / "root", ["train"]).faults if fault.severity == "error"]

@@ -132,7 +132,7 @@ def test_known_classes_are_taken_and_no_mask_is_read_to_count_them(
     add(tmp_path, "a", ids(0, 1, 2))
     config, known = DataConfig(root=tmp_path), ClassTable.numbered(4)
     monkeypatch.setattr("setr_fast.data.source.count_classes", None)
-    monkeypatch.setattr("setr_fast.data.source.load_mask", None)
+    monkeypatch.setattr("setr_fast.data.source.stored_mask", None)
     assert open_source(config, "train", known).classes is known
     source = FolderSource(config, "train", classes=known)
     assert source.classes is known

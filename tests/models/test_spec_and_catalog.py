@@ -98,7 +98,7 @@ def test_epsilons_and_statistics_are_the_official_ones() -> None:
         ({"taps": (3, 2)}, "taps must increase"),
         ({"taps": (3, 12)}, "taps must increase and lie in 0..11"),
         ({"aux_levels": (4,)}, "aux_levels must be positions in taps"),
-        ({"mean": (1.0, 2.0)}, "mean: must have 3 entries, got 2"),
+        ({"mean": (1.0, 2.0)}, "mean and std must be 3 numbers each, one per channel, got 2 and 3"),
         ({"mean": (float("nan"),) * 3}, "must be a finite number"),
         ({"num_classes": 0}, "num_classes must lie in 1..65535, got 0"),
         ({"class_names": ("a",)}, "class_names must be 3 names, got 1"),

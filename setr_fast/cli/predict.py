@@ -1,0 +1,50 @@
+"""``setr-fast predict``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from setr_fast.cli._parse import given, parse, run_of
+from setr_fast.engine.options import InferenceConfig
+from setr_fast.errors import EXIT_OK, ConfigError
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Write a class-index PNG and an overlay for each picture, at the picture's own size."""
+
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, folders of pictures, videos."""
+    checkpoint: Path
+    """Folder of a saved model, or a run folder (its best model)."""
+    out: Path
+    """Folder for the results."""
+    inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
+    device: str | None = None
+    """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
+    extra: Path | None = None
+    """Folder with each picture's further channels under its stem, for models of more than three."""
+
+
+def run(argv: list[str]) -> int:
+    run = run_of(given(argv, "checkpoint"))
+    default = PredictArguments(tyro.MISSING, tyro.MISSING, tyro.MISSING, run.inference)
+    a = parse(PredictArguments, argv, "predict", default=default)
+    if not a.inputs:
+        raise ConfigError("predict: needs at least one picture, folder or video; see --help")
+    from setr_fast.engine.commands import predict_command
+
+    predict_command(
+        a.checkpoint,
+        list(a.inputs),
+        a.out,
+        a.inference,
+        device=a.device,
+        extra=a.extra,
+        extra_range=run.data.extra_range,
+    )
+    return EXIT_OK

@@ -1,0 +1,157 @@
+"""What ``bench`` says: which backend of each op this machine should use, timed here and now on a few realistic cases.
+
+The whole suite with its baselines, memory and ceilings is ``pytest benchmarks/ --benchmark-only``; this is its short
+cousin that needs nothing but the package.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from setr_fast.ops import OPS
+from setr_fast.ops._op import REFERENCE, Case, Draw, Op
+
+WORK = {"cpu": 3e9, "cuda": 1e13}
+"""Bytes plus floating-point operations of the largest case that is timed."""
+WORTH = 1.05
+"""How many times faster another backend must be before it is recommended."""
+TIES = 1e-3
+"""Share of counted pixels that rounding may decide otherwise."""
+SLACK = 8.0
+"""Units in the last place that any backend may be off beside its multiple of the reference's own error."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One op on one case. ``speeds``: times faster than the reference, by backend; ``wrong``: backends whose output
+    is not the reference's within their allowance, with the error."""
+
+    op: str
+    case: str
+    dtype: str
+    used: str
+    speeds: dict[str, float]
+    wrong: dict[str, str]
+
+    @property
+    def best(self) -> str:
+        """The backend to use: the one used already, unless another is clearly faster."""
+        fastest = max(self.speeds, key=lambda name: self.speeds[name])
+        return fastest if self.speeds[fastest] > WORTH * self.speeds.get(self.used, 0.0) else self.used
+
+    def line(self) -> str:
+        """Return the verdict as a line of the table."""
+        speeds = sorted(self.speeds.items(), key=lambda item: -item[1])
+        text = "  ".join(f"{name}{'*' if name == self.used else ''} {speed:.2f}x" for name, speed in speeds)
+        text += "".join(f"  {name} WRONG ({why})" for name, why in self.wrong.items())
+        advice = "as it is" if self.best == self.used else f"faster here: SETR_FAST_BACKEND={self.op}={self.best}"
+        return f"{self.op:34s} {self.case + ', ' + self.dtype:42s} {text:50s} {advice}"
+
+
+def bench(ops: tuple[str, ...] = (), seconds: float = 0.5) -> Iterator[Verdict]:
+    """Yield a verdict per op (all, or those named) and dtype; ``seconds`` bounds the timing of one case."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name in ops or sorted(OPS):
+        op = OPS[name]
+        dtypes = (torch.float32, torch.bfloat16) if op.rounds else (torch.float32,)
+        for dtype in dtypes if device == "cuda" else dtypes[:1]:
+            if (found := _case(op, device, dtype)) is not None:
+                case, args = found
+                yield _judge(op, case, args, dtype, seconds)
+
+
+def head() -> str:
+    """Return what the table must be read with."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    lines = [f"{gpu or 'CPU'}, torch {torch.__version__}, {torch.get_num_threads()} threads; * is used by itself"]
+    if load > 0.5:
+        lines.append(f"load {load:.1f}: other programs are running, the verdicts may be wrong")
+    return "\n".join(lines)
+
+
+def _case(op: Op, device: str, dtype: torch.dtype) -> tuple[Case, tuple[Any, ...]] | None:
+    """Return the op's largest realistic case within ``WORK``."""
+    best: tuple[float, Case, tuple[Any, ...]] | None = None
+    for case in op.cases():
+        if not case.bench:
+            continue
+        args = case.make(Draw.on(device, dtype))
+        cost = op.cost(*args)
+        work = float(cost.bytes + cost.flops)
+        if work <= WORK[device] and (best is None or work > best[0]):
+            best = work, case, args
+    return None if best is None else (best[1], best[2])
+
+
+def _judge(op: Op, case: Case, args: tuple[Any, ...], dtype: torch.dtype, seconds: float) -> Verdict:
+    used = op.choose(*args)
+    sides = {b.name: b for b in op.backends if not op.refusals(b, *args)}
+    want = _list(op.reference(*args))
+    truth = _list(op.reference(*_doubled(args))) if op.rounds else want
+    wrong: dict[str, str] = {}
+    for name, side in list(sides.items()):
+        factor = side.error_factor if op.rounds else 0.0
+        if why := _fault(_list(op.run(name, *args)), want, truth, factor):
+            wrong[name] = why
+            del sides[name]
+    calls: dict[str, Callable[[], Any]] = {name: lambda name=name: op.run(name, *args) for name in sides}  # type: ignore[misc]
+    times = _interleaved(calls | {REFERENCE: lambda: op.reference(*args)}, seconds)
+    speeds = {name: times[REFERENCE] / each for name, each in times.items()}
+    return Verdict(op.name, case.name, str(dtype)[6:], used, speeds, wrong)
+
+
+def _fault(got: list[Any], want: list[Any], truth: list[Any], factor: float) -> str:
+    """Return how a backend's output is wrong, or nothing."""
+    for ours, reference, exact in zip(got, want, truth, strict=True):
+        if not isinstance(ours, Tensor):
+            continue
+        if not factor:
+            if not torch.equal(ours, reference):
+                return "differs from the reference"
+            continue
+        if not ours.is_floating_point():  # counts of pixels, among which rounding may decide a tie otherwise
+            if (ours - exact).abs().max() > 1 + TIES * exact.abs().max():
+                return "counts differ from the reference's"
+            continue
+        own = (reference.double() - exact.double()).abs().max()
+        error = (ours.double() - exact.double()).abs().max()
+        floor = SLACK * torch.finfo(ours.dtype).eps * exact.double().abs().max()
+        if not error <= factor * own + floor:
+            return f"error {float(error):.2g}, the reference's {float(own):.2g}"
+    return ""
+
+
+def _interleaved(sides: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Return each side's median seconds over at least three rounds in which all take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    started = time.perf_counter()
+    while len(times[REFERENCE]) < 3 or (len(times[REFERENCE]) < 50 and time.perf_counter() - started < seconds):
+        for name, run in sides.items():
+            _wait()
+            before = time.perf_counter()
+            run()
+            _wait()
+            times[name].append(time.perf_counter() - before)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _doubled(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple | list) else [value]

@@ -1,0 +1,154 @@
+"""The report: which rows it takes, which it refuses, what it says of a row that lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import harness, report
+from benchmarks.rows import Parity, Row
+
+
+def _spread(median: float) -> dict[str, float]:
+    return {"median": median, "p20": median * 0.9, "p80": median * 1.1}
+
+
+def _row(**changes: Any) -> dict[str, Any]:
+    """Return a row as it stands in a file: the used side of one comparison."""
+    ratios = {"reference": _spread(3.0), "compile": _spread(1.5)}
+    row = Row(
+        kind="op",
+        name="x",
+        case="c",
+        direction="forward",
+        dtype="float32",
+        side="native",
+        baseline="reference",
+        seconds=_spread(1.0),
+        baseline_seconds=_spread(3.0),
+        ratio=_spread(3.0),
+        ratios=ratios,
+        rounds=5,
+        parity=Parity(True, 0.0, 1.0, 5),
+        chosen=True,
+        bytes=1000,
+        flops=2000,
+        gigabytes_per_second=1.0,
+        teraflops=0.5,
+        peak_extra_bytes=2**20,
+    )
+    circumstances = {
+        "machine": "m",
+        "isa": ["avx2"],
+        "threads": 2,
+        "torch": "2",
+        "versions": {},
+        "commit": "abc",
+        "dirty": False,
+        "ceilings": {"copy_gigabytes_per_second": 10.0, "float32_teraflops": 1.0},
+        "others": 0.0,
+        "steal": 0.0,
+        "disturbed": False,
+    }
+    return asdict(row) | circumstances | changes
+
+
+def _write(path: Path, *rows: dict[str, Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"dirty": True}, "uncommitted changes"),
+        ({"commit": ""}, "no known commit"),
+        ({"disturbed": True, "others": 0.3}, "others took 30% of the machine"),
+        ({"parity": asdict(Parity(False, 2.0, 1.0, 5, "error 2 above 1"))}, "parity failed: error 2 above 1"),
+    ],
+)
+def test_what_cannot_be_believed_is_refused(
+    changes: dict[str, Any], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(tmp_path / "1.jsonl", _row(), _row(name="bad", **changes))
+    rows = report.read_rows(tmp_path)
+    assert [row["name"] for row in rows] == ["x"]
+    error = capsys.readouterr().err
+    assert "1.jsonl:2: refused" in error
+    assert why in error
+
+
+def test_the_newest_comparison_counts_with_all_its_sides(tmp_path: Path) -> None:
+    _write(tmp_path / "1.jsonl", _row(), _row(side="gone", chosen=False))
+    newer = {"reference": _spread(7.0), "compile": _spread(2.0)}
+    _write(tmp_path / "2.jsonl", _row(ratio=_spread(7.0), ratios=newer))
+    rows = report.newest(report.read_rows(tmp_path))
+    assert [row["side"] for row in rows] == ["native"]
+    assert "| `x` | c, forward, float32 | native | 7 (6.3..7.7) | 2 (1.8..2.2) (compile) | m |" in report.summary(rows)
+
+
+def test_an_older_row_is_read_with_todays_names(tmp_path: Path) -> None:
+    older = {
+        "kind": "op",
+        "op": "y_backward",
+        "case": "large, bfloat16",
+        "backend": "triton",
+        "baseline": "reference",
+        "ratio": _spread(2.0),
+        "machine": "m",
+        "dirty": False,
+        "commit": "abc",
+    }
+    _write(tmp_path / "1.jsonl", older)
+    assert "| `y_backward` | large, backward, bfloat16 | triton | 2 (1.8..2.2) |" in report.summary(
+        report.newest(report.read_rows(tmp_path))
+    )
+
+
+def test_a_used_side_that_is_not_the_fastest_is_called_lost(tmp_path: Path) -> None:
+    won = _row()
+    lost = _row(name="slow", ratios={"reference": _spread(3.0), "library": _spread(0.8)})
+    _write(tmp_path / "1.jsonl", won, lost)
+    text = report.report(report.newest(report.read_rows(tmp_path)))
+    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert "**Lost** 0.8" in lines["slow"]
+    assert "Lost" not in lines["x"]
+    assert "1 (10%)" not in lines["x"]  # shares are shown only where the run measured its ceilings into the row
+    assert "1.0 |" in lines["x"]  # MiB
+
+
+def test_what_could_not_run_is_told_with_its_reason(tmp_path: Path) -> None:
+    _write(tmp_path / "1.jsonl", _row(not_run={"xformers": "needs a GPU"}))
+    assert "- xformers: needs a GPU" in report.report(report.newest(report.read_rows(tmp_path)))
+
+
+def test_plots_are_drawn_where_there_are_rows_for_them(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install -e .[report]")
+    from benchmarks import plots
+
+    step = {"kind": "ladder", "name": "vit", "direction": "inference", "agreement": 1.0}
+    reference = _row(side="reference", chosen=False, peak_extra_bytes=2**24, ratios={"native": _spread(0.33)})
+    _write(tmp_path / "1.jsonl", _row(), reference, _row(**step), _row(**step, side="bf16"))
+    rows = report.newest(report.read_rows(tmp_path))
+    plots.draw_all(rows, tmp_path / "plots")
+    assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == [
+        "m-ladder.svg",
+        "m-memory.svg",
+        "m-roofline.svg",
+        "m-speed.svg",
+    ]
+    again = tmp_path / "again"
+    plots.draw_all(rows, again)
+    assert (again / "m-speed.svg").read_bytes() == (tmp_path / "plots" / "m-speed.svg").read_bytes()
+    assert all(f"benchmarks/{file}" in report.report(rows) for _, file in plots.files(rows))
+
+
+def test_readme_and_report_hold_exactly_what_the_results_say(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = report.newest(report.read_rows(harness.RESULTS))
+    readme = (harness.ROOT / "README.md").read_text()
+    inside = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
+    assert inside == report.summary(rows).strip(), "run python -m benchmarks.report"
+    assert report.REPORT.read_text() == report.report(rows), "run python -m benchmarks.report"
