@@ -192,7 +192,7 @@ def _linear(head: LinearHead, levels: tuple[Tensor, ...], grid: Grid, _kernels: 
 
 
 def _mask(head: MaskTransformerHead, levels: tuple[Tensor, ...], grid: Grid, _kernels: Kernels) -> Tensor:
-    """As ``MaskTransformerHead.forward``, for float32."""
+    """As ``MaskTransformerHead.forward``, for float32; ``bmm``, since ``@`` asks whether the batch is one picture."""
     x_BND = head.proj_in(levels[-1])
     classes = head.class_embed.expand(x_BND.shape[0], -1, -1)
     x_BND = torch.cat((x_BND, classes), dim=1)
@@ -200,8 +200,8 @@ def _mask(head: MaskTransformerHead, levels: tuple[Tensor, ...], grid: Grid, _ke
         x_BND = block(x_BND)
     x_BND = head.norm(x_BND)
     patches, classes = packed(x_BND[:, : grid.tokens]), packed(x_BND[:, grid.tokens :])
-    patches = _unit(patches @ head.proj_patch, head.cosine_eps)
-    classes = _unit(classes @ head.proj_class, head.cosine_eps)
+    patches = _unit(torch.bmm(patches, head.proj_patch.expand(patches.shape[0], -1, -1)), head.cosine_eps)
+    classes = _unit(torch.bmm(classes, head.proj_class.expand(classes.shape[0], -1, -1)), head.cosine_eps)
     return tokens_to_map(head.mask_norm(torch.bmm(patches, packed(classes.transpose(1, 2)))), grid)
 
 
