@@ -114,12 +114,20 @@ SETR_FAST_VARIANTS void add_rest(const Call& call, int64_t begin, int64_t end, C
   }
 }
 
+// Where a patch's token and its position embedding start, in values, and what is added besides.
+struct Place {
+  const float* rest;
+  int64_t position, token;
+};
+
 // Copies the bytes of patches [first, last) to rows of `stride` bytes, the centre where they are off the picture.
-void gather(const Call& call, int64_t first, int64_t last, int64_t stride, uint8_t* rows) {
+void gather(const Call& call, int64_t first, int64_t last, int64_t stride, uint8_t* rows, Place* places) {
   const PatchGrid& grid = call.grid;
   const int64_t line_bytes = grid.patch * kPatchChannels;
   for (int64_t index = first; index < last; ++index, rows += stride) {
     const int64_t across = index % grid.w, down = index / grid.w % grid.h, picture = index / grid.w / grid.h;
+    *places++ = {call.coverage(down, across).rest.data(), (down * grid.w + across) * call.weights.width,
+                 index * call.weights.width};
     const int64_t lines = call.lines_of(down), bytes = call.pixels_of(across) * kPatchChannels;
     const uint8_t* from =
         call.bytes + picture * grid.picture_step + down * grid.patch * grid.line_step + across * line_bytes;
@@ -140,15 +148,13 @@ inline void add_rows(const float* total, const float* rest, const P* position, i
   }
 }
 
-// Adds rest and positions to the totals of `count` patches from `first` on, and rounds them into their tokens.
-SETR_FAST_VARIANTS void finish(const Call& call, const float* totals, int64_t first, int64_t count, int64_t block) {
-  const int64_t width = call.weights.width, lanes = std::min(kLanes, width - block * kLanes);
+// Adds rest and positions to the totals of `count` patches, and rounds them into their tokens.
+SETR_FAST_VARIANTS void finish(const Call& call, const float* totals, const Place* places, int64_t count,
+                               int64_t block) {
+  const int64_t channel = block * kLanes, lanes = std::min(kLanes, call.weights.width - channel);
   for (int64_t p = 0; p < count; ++p) {
-    const int64_t index = first + p, across = index % call.grid.w, down = index / call.grid.w % call.grid.h;
-    const float* rest = call.coverage(down, across).rest.data() + block * kLanes;
-    const int64_t at = (down * call.grid.w + across) * width + block * kLanes;
-    const int64_t to = index * width + block * kLanes;
-    const float* total = totals + p * kLanes;
+    const int64_t at = places[p].position + channel, to = places[p].token + channel;
+    const float *rest = places[p].rest + channel, *total = totals + p * kLanes;
     if (call.half_tokens) {
       add_rows(total, rest, static_cast<const uint16_t*>(call.positions) + at, lanes,
                static_cast<uint16_t*>(call.tokens) + to);
@@ -163,15 +169,12 @@ SETR_FAST_VARIANTS void finish(const Call& call, const float* totals, int64_t fi
 }
 
 // Asks for the memory that `finish` will touch. A row of tokens is some pages long: no processor foresees the next one.
-inline void ask_for(const Call& call, int64_t first, int64_t count, int64_t block) {
-  const int64_t width = call.weights.width;
+inline void ask_for(const Call& call, const Place* places, int64_t count, int64_t block) {
   const auto* positions = static_cast<const char*>(call.positions);
   auto* tokens = static_cast<char*>(call.tokens);
   for (int64_t p = 0; p < count; ++p) {
-    const int64_t at = (first + p) % (call.grid.h * call.grid.w) * width + block * kLanes;
-    const int64_t to = (first + p) * width + block * kLanes;
-    __builtin_prefetch(positions + at * (call.half_positions ? 2 : 4), 0);
-    __builtin_prefetch(tokens + to * (call.half_tokens ? 2 : 4), 1);
+    __builtin_prefetch(positions + (places[p].position + block * kLanes) * (call.half_positions ? 2 : 4), 0);
+    __builtin_prefetch(tokens + (places[p].token + block * kLanes) * (call.half_tokens ? 2 : 4), 1);
   }
 }
 
@@ -188,16 +191,19 @@ void fill_and_multiply(Call& call) {
   const int64_t groups = (digits.blocks + kGroupBlocks - 1) / kGroupBlocks;
   torch::stable::parallel_for(0, strips * groups, 1, [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> rows(strip_patches * stride, 0);
+    std::vector<Place> places(strip_patches);
     alignas(64) float totals[kTilePatches * kLanes];
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / groups * strip_patches, last = std::min(first + strip_patches, patches);
-      if (task == begin || task % groups == 0) gather(call, first, last, stride, rows.data());
+      if (task == begin || task % groups == 0) gather(call, first, last, stride, rows.data(), places.data());
       const int64_t block = task % groups * kGroupBlocks, end_block = std::min(block + kGroupBlocks, digits.blocks);
       for (int64_t at = first; at < last; at += kTilePatches) {
+        const Place* here = places.data() + (at - first);
+        const int64_t count = std::min(kTilePatches, last - at);
         for (int64_t b = block; b < end_block; ++b) {
-          ask_for(call, at, std::min(kTilePatches, last - at), b);
+          ask_for(call, here, count, b);
           multiply_tile(digits, b, rows.data() + (at - first) * stride, totals);
-          finish(call, totals, at, std::min(kTilePatches, last - at), b);
+          finish(call, totals, here, count, b);
         }
       }
     }
