@@ -1,6 +1,8 @@
-"""Patch embedding of bytes as matrix products: a compiled gather makes rows of patches, the library multiplies.
+"""Patch embedding of bytes as matrix products.
 
-Two ways to put a byte into the matrix, docs/design/0006-patch-embed.md:
+Where the CPU has AVX-512 VNNI, one compiled kernel multiplies the bytes as they lie by weights that are whole numbers
+of 24 bits, or of 16 bits for a weight of bfloat16. Elsewhere a compiled gather makes rows of patches, and the library
+multiplies; two ways to put a byte into that matrix, docs/design/0006-patch-embed.md:
 
 - normalised: (byte - mean) / std in float32, in the order of the weight, which is then used as it lies;
 - centred: byte - round(mean), which 16-bit numbers hold exactly. The rest of the normalisation moves into the weight
@@ -27,6 +29,12 @@ _PRODUCT = "setr_fast.ops.patch_embed_product"
 STRIP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 WEIGHT_SCALE = 64.0
 """W' is held times this: about W then, so that float16 keeps its precision; a power of two, undone exactly."""
+MOST_PATCH = 128
+"""Pixels on the side of a patch that whole numbers serve: sums of 3 * 128^2 products of 8 bits stay below 2^31."""
+SPLIT = frozenset((torch.float32, torch.bfloat16))
+"""Dtypes that whole numbers serve."""
+FEW_PATCHES = 128
+"""Up to here the library's product in float32 takes less time than making whole numbers of the weight."""
 
 
 class Strip(NamedTuple):
@@ -179,6 +187,23 @@ def _compiled(device: str, function: Callable[..., Tensor]) -> Callable[[str], C
     return find
 
 
+def _vnni(op_name: str) -> Callable[..., Tensor]:
+    if missing := _native.missing("cpu"):
+        raise BackendError(missing)
+    module = _native.load()
+    if module is None or not module.vnni_works():
+        raise BackendError("this processor has no AVX-512 VNNI")
+    kernel: Callable[..., Tensor] = torch.ops.setr_fast_native.patch_embed.default
+    return kernel
+
+
+def _refuses_vnni(*args: Any) -> list[str]:
+    reasons = _refusals(0, False)(*args)
+    if args[1].shape[-1] > MOST_PATCH:
+        reasons.append(f"takes patches of at most {MOST_PATCH} pixels, got {args[1].shape[-1]}")
+    return reasons
+
+
 def _refusals(first: int, half_only: bool) -> Callable[..., list[str]]:
     """Return what a backend says to a call whose picture is argument ``first`` and whose weight is the next one."""
 
@@ -196,10 +221,9 @@ def _refusals(first: int, half_only: bool) -> Callable[..., list[str]]:
 
 def backends(direction: str) -> tuple[Backend, ...]:
     """Return the backends of one direction, ``forward`` or ``backward``."""
+    forward = direction == "forward"
     normalised, centred, first = (
-        (forward_normalised, forward_centred, 0)
-        if direction == "forward"
-        else (backward_normalised, backward_centred, 1)
+        (forward_normalised, forward_centred, 0) if forward else (backward_normalised, backward_centred, 1)
     )
     dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
     every, half = _refusals(first, False), _refusals(first, True)
@@ -208,6 +232,7 @@ def backends(direction: str) -> tuple[Backend, ...]:
     return (
         Backend("native", _compiled("cuda", centred), "cuda", dtypes, every, note=UNTRIED, untried=True),
         *fused,
+        *([Backend("native_vnni", _vnni, "cpu", SPLIT, _refuses_vnni)] if forward else []),
         Backend("native", _compiled("cpu", normalised), "cpu", dtypes, every),
         Backend("native_half", _compiled("cpu", centred), "cpu", dtypes, half, note=note),
     )
@@ -228,6 +253,10 @@ def _fused() -> Backend:
 
 
 def prefer(*args: Any) -> tuple[str, ...]:
-    """Take 16-bit products where a matrix unit makes them."""
-    weight = next(a for a in args if isinstance(a, Tensor) and a.ndim == 4 and a.is_floating_point())
-    return ("native_half",) if weight.dtype is torch.bfloat16 and not weight.is_cuda and _has_amx() else ()
+    """Take 16-bit products where a matrix unit makes them, the library's for a few patches of float32."""
+    image, weight = (a for a in args if isinstance(a, Tensor) and a.ndim == 4)
+    if weight.is_cuda or weight.dtype is torch.float16:
+        return ()
+    if weight.dtype is torch.bfloat16:
+        return ("native_half",) if _has_amx() else ()
+    return ("native",) if len(image) * args[-2] * args[-1] <= FEW_PATCHES else ()

@@ -18,7 +18,7 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 FORWARD, BACKWARD, ROWS = OPS["patch_embed"], OPS["patch_embed_backward"], OPS["patch_embed_rows"]
 needs_extension = pytest.mark.skipif(bool(_native.reason()), reason=f"no extension: {_native.reason()}")
 _COMPILED = [pytest.param(name, marks=needs_extension) for name in ("native", "native_half")]
-BACKENDS = ["reference", *_COMPILED]
+BACKENDS = ["reference", *_COMPILED]  # of both directions; test_patch_embed_vnni.py has the one of the forward alone
 
 
 def arguments(
