@@ -26,13 +26,14 @@ def _seed() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU, with the reason, where there is none."""
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+    """Skip what needs a GPU where there is none, and what is slow unless it is asked for, with the reason."""
+    no_card = None if torch.cuda.is_available() else pytest.mark.skip(reason="needs a CUDA device")
+    asked = "slow" in os.environ.get("SETR_FAST_TESTS", "")
+    slow = None if asked else pytest.mark.skip(reason="slow; SETR_FAST_TESTS=slow runs it")
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        for keyword, skip in (("gpu", no_card), ("slow", slow)):
+            if skip is not None and keyword in item.keywords:
+                item.add_marker(skip)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

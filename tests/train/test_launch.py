@@ -113,8 +113,6 @@ def test_sigterm_to_the_launcher_saves_and_says_resume_me(tiny: Make, tmp_path: 
 @pytest.mark.parametrize("launches", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_launches_in_a_row_exit_0(tiny: Make, tmp_path: Path, launches: int) -> None:
     """gloo's worker threads used to abort one launch in four after its work was done."""
-    if launches > 2 and "slow" not in os.environ.get("SETR_FAST_TESTS", ""):
-        pytest.skip("twenty launches take minutes; SETR_FAST_TESTS=slow runs them")
     for number in range(launches):
         config = tiny(f"run{number}", steps=1, validate_every=1, fsdp=True)
         process = _start(config, tmp_path / "c.toml", "--nproc", "2")
