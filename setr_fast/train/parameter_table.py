@@ -54,7 +54,9 @@ def parameter_table(config: Config) -> list[str]:
     kind = kind if optim.name == "sgd" else f"adamw, betas {optim.betas[0]:g} {optim.betas[1]:g}"
     curve = f"poly {optim.power:g}" if optim.schedule == "poly" else "cosine"
     clip = f", gradient norm at most {config.train.clip_norm:g}" if config.train.clip_norm else ""
-    cells: list[tuple[str, ...]] = [("parameters of", "tensors", "numbers", "first lr", "half-way", "last", "weight decay")]
+    cells: list[tuple[str, ...]] = [
+        ("parameters of", "tensors", "numbers", "first lr", "half-way", "last", "weight decay")
+    ]
     for row in rows(model, optim, steps):
         rates = [f"{rate:.4g}" for rate in row.rates] if row.name != "frozen" else ["-"] * 3
         cells.append((row.name, str(row.tensors), f"{row.parameters:,}", *rates, f"{row.weight_decay:g}"))
