@@ -17,11 +17,10 @@ from setr_fast.checkpoints.faults import DISTRUST, Unusable, shortened
 from setr_fast.checkpoints.records import (
     NUMPY_DTYPES,
     PADDLE,
+    Turner,
     array_tensor,
     array_to_tensor,
-    is_large_matrix,
     read_array,
-    read_turned,
     unwrap_named,
 )
 from setr_fast.checkpoints.unpickle import read_pickle
@@ -45,9 +44,9 @@ def read_paddle(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise Unusable(f"must hold a dict of named arrays, got a {type(tree).__name__}")
         dropped = {NAMES: "Paddle's internal names"} if tree.pop(NAMES, None) is not None else {}
         parts = tree.pop(PARTS, None)
-        tensors = {
-            name: array_tensor(name, unwrap_named(value), file, data, turned=True) for name, value in tree.items()
-        }
+        turner = Turner()
+        arrays = {name: unwrap_named(value) for name, value in tree.items()}
+        tensors = {name: array_tensor(name, value, file, data, turner) for name, value in arrays.items()}
         if parts is not None:
             dropped[PARTS] = "list of the parameters that are saved in parts"
             _join(tensors, parts)
@@ -80,16 +79,16 @@ def read_npz(file: BinaryIO, entries: dict[str, Entry]) -> dict[str, Tensor]:
     packed, size = (sum(getattr(e, what) for e in entries.values()) for what in ("length", "size"))
     if size > _MAX_GROWTH * packed + _FREE_GROWTH:
         raise Unusable(f"must unpack to at most {_MAX_GROWTH} times its size, got {packed} bytes for {size}", DISTRUST)
-    tensors = {}
+    tensors, turner = {}, Turner()
     for name, entry in entries.items():
         told = shortened(name)
         if not name.endswith(".npy"):
             raise Unusable(f"must hold only .npy entries, got {told}")
-        tensors[name.removesuffix(".npy")] = _entry(told, file, entry)
+        tensors[name.removesuffix(".npy")] = _entry(told, file, entry, turner)
     return tensors
 
 
-def _entry(told: str, file: BinaryIO, entry: Entry) -> Tensor:
+def _entry(told: str, file: BinaryIO, entry: Entry, turner: Turner) -> Tensor:
     if entry.method != STORED:
         content = _inflated(told, file, entry)
         dtype, fortran, shape, skip = _header(told, content[: _MAX_HEADER + 12])
@@ -99,8 +98,8 @@ def _entry(told: str, file: BinaryIO, entry: Entry) -> Tensor:
         file.seek(entry.start)
         dtype, fortran, shape, skip = _header(told, file.read(min(entry.length, _MAX_HEADER + 12)))
         _exact(told, shape, dtype, entry.length - skip)
-        if not fortran and is_large_matrix(shape, dtype):
-            return read_turned(file, entry.start + skip, shape, dtype)
+        if not fortran and turner.takes(shape, dtype):
+            return turner.read(file, entry.start + skip, shape, dtype)
         array = read_array(file, entry.start + skip, shape[::-1] if fortran else shape, dtype)
     return array_to_tensor(array.T if fortran else array)
 

@@ -33,8 +33,7 @@ NUMPY = {*(Global(core, "_reconstruct") for core in _CORES), Global("numpy", "nd
 _BYTES = {Global("builtins", "bytes"), Global("__builtin__", "bytes")}
 NUMPY |= {_ENCODE, *_BYTES}  # how protocol 2 writes the bytes of an array, and no bytes
 PADDLE = NUMPY | _TUPLES | {Global("collections", "OrderedDict")}
-_LARGE = 1 << 20  # bytes of a matrix that is worth turning while it is read
-_AT_ONCE = 1 << 20  # bytes that are turned at once: they stay in the second-level cache
+_LARGE, _LARGEST = 1 << 16, 64 << 20  # bytes of a matrix that is turned while it is read
 _UTILS = "torch._utils"
 _PARAMETERS = {Global(_UTILS, "_rebuild_parameter"), Global(_UTILS, "_rebuild_parameter_with_state")}
 _TENSORS = {Global(_UTILS, "_rebuild_tensor_v2"), Global(_UTILS, "_rebuild_tensor")}
@@ -105,8 +104,8 @@ def _torch_tensor(name: str, args: tuple[Any, ...], storages: Storages) -> Tenso
     return torch.as_strided(storage, tuple(size), tuple(stride), offset if elements else 0)
 
 
-def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer, turned: bool = False) -> Tensor:
-    """Make the tensor of a pickled NumPy array; ``turned``: large matrices in column-major memory.
+def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer, turner: Turner | None = None) -> Tensor:
+    """Make the tensor of a pickled NumPy array; with a ``turner``, matrices in column-major memory.
 
     Raises: Unusable for anything but an array of numbers whose bytes are exactly as many as its shape needs.
     """
@@ -127,8 +126,8 @@ def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer, turned: bo
         raise Unusable(f"{told} must have the bytes of shape {shortened(list(size))}, got {length} bytes")
     order = size[::-1] if fortran else size
     if isinstance(content, Span):
-        if turned and not fortran and is_large_matrix(size, dtype):
-            return read_turned(file, content.start, size, dtype)
+        if turner and not fortran and turner.takes(size, dtype):
+            return turner.read(file, content.start, size, dtype)
         array = read_array(file, content.start, tuple(order), dtype)
     else:
         array = np.frombuffer(content, dtype).reshape(order).copy()
@@ -148,29 +147,33 @@ def read_array(file: BinaryIO, start: int, size: tuple[int, ...], dtype: np.dtyp
     return array
 
 
-def is_large_matrix(size: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Say whether ``read_turned`` is meant for an array."""
-    return len(size) == 2 and dtype.isnative and math.prod(size) * dtype.itemsize >= _LARGE
+class Turner:
+    """Reads matrices into column-major memory, whose transpose is contiguous: linear weights stored [in, out].
 
-
-def read_turned(file: BinaryIO, start: int, size: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-    """Read a matrix into column-major memory, whose transpose is contiguous: linear weights stored [in, out].
-
-    A few rows at a time are turned while the processor's cache holds them; turning a matrix that was read before takes
-    memory twice, and as long again as reading.
+    Each passes through one piece of memory that stays in the processor's cache; turning a matrix that lies in memory of
+    its own takes its memory twice, and longer than reading.
     """
-    rows, columns = size
-    turned = np.empty((columns, rows), dtype)
-    target = torch.from_numpy(turned)
-    step = max(1, _AT_ONCE // (columns * dtype.itemsize))
-    block = np.empty((step, columns), dtype)
-    file.seek(start)
-    for row in range(0, rows, step):
-        piece = block[: min(step, rows - row)]
-        if file.readinto(memoryview(piece.reshape(-1)).cast("B")) != piece.nbytes:  # type: ignore[attr-defined,arg-type]
+
+    def __init__(self) -> None:
+        self._scratch = np.empty(0, np.uint8)
+
+    def takes(self, size: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+        """Say whether an array is a matrix that is worth it."""
+        return len(size) == 2 and dtype.isnative and _LARGE <= math.prod(size) * dtype.itemsize <= _LARGEST
+
+    def read(self, file: BinaryIO, start: int, size: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        """Read a matrix.
+
+        Raises: Unusable where the file ends early.
+        """
+        length = math.prod(size) * dtype.itemsize
+        if len(self._scratch) < length:
+            self._scratch = np.empty(length, np.uint8)
+        file.seek(start)
+        if file.readinto(self._scratch[:length]) != length:  # type: ignore[attr-defined]
             raise Unusable("must hold all of its tensors, got a file that is cut off")
-        target[:, row : row + step].copy_(torch.from_numpy(piece).T)
-    return target.T
+        matrix = torch.from_numpy(self._scratch[:length].view(dtype).reshape(size))
+        return torch.from_numpy(np.empty(size[::-1], dtype)).copy_(matrix.T).T
 
 
 def array_to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
