@@ -14,6 +14,8 @@ BUDGET=${BUDGET:-465}
 PYTHON=${PYTHON:-python3}
 SITE=$PWD/build/carried
 LOG=$OUT/session.log
+STAGE=$(mktemp)
+trap 'rm -f "$STAGE"' EXIT
 export PYTHONPATH=$PWD:$SITE PYTHONUNBUFFERED=1
 failed=()
 : >"$LOG"
@@ -28,16 +30,15 @@ stage() { # stage NAME SECONDS COMMAND...
         return
     fi
     echo "==== $name (at most $limit s): $*" >>"$LOG"
-    timeout --kill-after=5 "$limit" "$@" >"$OUT/.stage" 2>&1 || code=$?
-    cat "$OUT/.stage" >>"$LOG"
+    timeout --kill-after=5 "$limit" "$@" >"$STAGE" 2>&1 || code=$?
+    cat "$STAGE" >>"$LOG"
     if [ "$code" -eq 0 ]; then
         echo "$name: ok, $((SECONDS - started)) s" | tee -a "$LOG"
     else
         failed+=("$name")
         echo "$name: FAILED (exit code $code) after $((SECONDS - started)) s; last lines:" | tee -a "$LOG"
-        tail -n 15 "$OUT/.stage"
+        tail -n 15 "$STAGE"
     fi
-    rm -f "$OUT/.stage"
 }
 
 if compgen -G "carry/*.whl" >/dev/null; then
