@@ -70,8 +70,8 @@ def byte_reader(pixels: Tensor, size: tuple[int, int], mirrored: bool) -> Callab
         if plain:
             window = pixels[top : top + height, left : left + width]
             return window.flip(1) if mirrored else window
-        place = (top, left), (height, width)
-        window = augment_image(pixels, size, *place, mirrored, None, None, 0, None, levels)
+        place = size, (top, left), (height, width), mirrored
+        window = augment_channels(pixels, *place, ColourChange(), levels)
         return window.permute(1, 2, 0).to(torch.uint8)  # whole numbers 0..255
 
     return read

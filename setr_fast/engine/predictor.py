@@ -117,7 +117,7 @@ def views_of(model: nn.Module, pixels: Pixels, config: InferenceConfig) -> list[
     spec: Any = model.spec
     normalise = normalise_table(spec.mean, spec.std)
     size = _size(pixels)
-    as_bytes = config.resize_rule == "opencv" and pixels.dtype is torch.uint8
+    as_bytes = config.resize_rule == "opencv" and pixels.dtype is torch.uint8 and pixels.shape[-1] == 3
     takes_bytes = as_bytes and getattr(model, "takes_bytes", False)
     views = []
     for scale in config.scales:
