@@ -73,7 +73,7 @@ def eval_command(
     result = record(
         tally, scoring, names, source, folder=folder, split=split, place=place, seconds=seconds, settings=settings
     )
-    result["precision"] = used(model, inference.precision)
+    result["precision"] = used(model, inference.precision, inference.gelu == "exact")
     print(score_table(scores, names))
     for line in _further(result):
         print(line)

@@ -48,6 +48,8 @@ class InferenceConfig:
     precision: Literal["fp32", "bf16", "int8", "fp8", "auto"] = "fp32"
     """Arithmetic of the forward pass. bf16: 16-bit products; int8 (CPU), fp8 (GPU): 8-bit products, calibrated with the
     first windows, layers that lose too much stay wider; auto: bf16 where it is faster on this machine, else fp32."""
+    gelu: Literal["exact", "tanh"] = "exact"
+    """tanh: in bf16 on a GPU, GELU runs inside the product in front of it, whose library knows the tanh form only."""
     cuda_graphs: bool = False
     """On a GPU, record the work of a window size once and replay it; for single pictures, whose launches take longer
     than their arithmetic."""

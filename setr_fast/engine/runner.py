@@ -49,7 +49,7 @@ class Runner:
         below, right = max(self._least[0] - height, 0), max(self._least[1] - width, 0)
         if below or right:  # with the mean colour, which is no byte
             windows = pad(self._normalised(windows), (0, right, 0, below))
-        ready = prepared(self.model, self.config.precision, windows)
+        ready = prepared(self.model, self.config.precision, windows, self.config.gelu == "exact")
         if self.config.cuda_graphs and windows.is_cuda:
             if ready.replay is None:
                 ready.replay = Graphs(partial(_logits, ready.model, ready.autocast, self._small))

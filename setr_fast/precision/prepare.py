@@ -34,10 +34,10 @@ class Prepared:
     """What the engine recorded of this model on a GPU; gone with it when the weights change."""
 
 
-_KEPT: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Prepared]]] = weakref.WeakKeyDictionary()
+_KEPT: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, bool], tuple[Any, Prepared]]] = weakref.WeakKeyDictionary()
 
 
-def prepared(model: nn.Module, precision: str, windows: Tensor) -> Prepared:
+def prepared(model: nn.Module, precision: str, windows: Tensor, exact_gelu: bool = True) -> Prepared:
     """Return the model in the precision that is asked for; ``windows`` calibrate int8 and are timed for auto.
 
     Kept until the weights change. A model of another class than ours, or one whose weights are sharded over processes,
@@ -52,21 +52,21 @@ def prepared(model: nn.Module, precision: str, windows: Tensor) -> Prepared:
         return Prepared(model, "bf16" if precision == "bf16" else "fp32", precision == "bf16")
     now = fingerprint(model)
     of_model = _KEPT.setdefault(model, {})
-    known = of_model.get(precision)
+    known = of_model.get((precision, exact_gelu))
     if known is None or known[0] != now:
-        of_model[precision] = known = now, _prepare(model, precision, windows)
+        of_model[precision, exact_gelu] = known = now, _prepare(model, precision, windows, exact_gelu)
     return known[1]
 
 
-def used(model: nn.Module, precision: str) -> dict[str, Any]:
+def used(model: nn.Module, precision: str, exact_gelu: bool = True) -> dict[str, Any]:
     """Return what a precision became of this model so far: the one chosen, and the report of its calibration."""
-    known = _KEPT.get(model, {}).get(precision)
+    known = _KEPT.get(model, {}).get((precision, exact_gelu))
     asked = {"asked": precision}
     return asked if known is None else asked | {"used": known[1].precision} | known[1].report
 
 
 @torch.no_grad()
-def _prepare(model: SegmentationModel, precision: str, windows: Tensor) -> Prepared:
+def _prepare(model: SegmentationModel, precision: str, windows: Tensor, exact_gelu: bool) -> Prepared:
     report: dict[str, Any] = {}
     if precision == "auto":
         precision, report["seconds_per_block"] = fastest(model, windows)
@@ -83,25 +83,25 @@ def _prepare(model: SegmentationModel, precision: str, windows: Tensor) -> Prepa
         found, calibration = fp8_model(model, windows)
         return Prepared(half_model(found), precision, True, {"calibration": calibration.to_dict()})
     if precision == "bf16":
-        return Prepared(half_model(model), precision, True, report)
+        return Prepared(half_model(model, exact_gelu), precision, True, report)
     return Prepared(with_modules(model, _plain), precision, report=report)
 
 
-def half_model(model: SegmentationModel) -> SegmentationModel:
+def half_model(model: SegmentationModel, exact_gelu: bool = True) -> SegmentationModel:
     """Return the model with bfloat16 weights, converted once. Norms and the residual stream stay float32."""
 
     def exchange(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, Block):
-            return half_block(module)
+            return half_block(module, exact_gelu)
         folded = folded_stage(name, module)
         return folded.to(torch.bfloat16) if folded is not None else _half_copy(module)
 
     return with_modules(model, exchange)
 
 
-def half_block(block: Block) -> InferenceBlock:
+def half_block(block: Block, exact_gelu: bool = True) -> InferenceBlock:
     """Return a block whose products are of bfloat16."""
-    products = tuple(HalfLinear(layer_of(block, name)) for name in LAYERS)
+    products = tuple(HalfLinear(layer_of(block, name), exact_gelu) for name in LAYERS)
     return InferenceBlock(block.attn.num_heads, (Norm(block.norm1), Norm(block.norm2)), products)
 
 

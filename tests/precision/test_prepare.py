@@ -130,3 +130,20 @@ def test_what_a_precision_became_is_told(make_model: Make, windows: Tensor) -> N
     assert set(told["calibration"]["sqnr_db"]) == {
         f"encoder.blocks.{b}.{n}" for b in (0, 1) for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     }
+
+
+def test_the_form_of_gelu_is_a_preparation_of_its_own(make_model: Make, windows: Tensor) -> None:
+    model = make_model()
+    exact, tanh = (prepared(model, "bf16", windows, form) for form in (True, False))
+    assert exact is not tanh
+    assert prepared(model, "bf16", windows, False) is tanh
+    forms = [ready.model.get_submodule("encoder.blocks.0.fc1").exact_gelu for ready in (exact, tanh)]
+    assert forms == [True, False]
+
+
+@pytest.mark.gpu
+def test_the_tanh_form_moves_less_than_bfloat16_rounds() -> None:
+    layer, x = nn.Linear(256, 512).cuda(), torch.randn(3, 50, 256, device="cuda")
+    exact = torch.nn.functional.gelu(layer(x))
+    rounding = (HalfLinear(layer)(x, gelu=True).float() - exact).abs().max()
+    assert (HalfLinear(layer, exact_gelu=False)(x, gelu=True).float() - exact).abs().max() <= 2 * rounding
