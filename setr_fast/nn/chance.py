@@ -63,12 +63,25 @@ def keep(shape: torch.Size | tuple[int, ...], rate: float, device: torch.device)
     count = 1
     for size in shape[1:]:
         count *= size
-    positions_n = torch.arange(count, dtype=torch.int64, device=device)
-    x_Bn = (key + _places * _PLACE)[:, None] ^ (positions_n * _POSITION)[None]
+    return _kept(key, _places, count, round(rate * 2**24)).view(shape)
+
+
+# One operator to torch.compile: the C++ that Inductor (torch 2.13) makes of these comparisons of 64-bit numbers
+# writes beyond the end of the mask where a row is no multiple of 16, and the process ends with a segmentation fault.
+@torch.library.custom_op("setr_fast::chance_kept", mutates_args=())
+def _kept(key: Tensor, places_B: Tensor, count: int, least: int) -> Tensor:
+    """Return which of ``count`` values of each sample are kept. Shapes: key [], places [B] -> bool [B, count]."""
+    positions_n = torch.arange(count, dtype=torch.int64, device=places_B.device)
+    x_Bn = (key + places_B * _PLACE)[:, None] ^ (positions_n * _POSITION)[None]
     x_Bn = (x_Bn ^ _shifted(x_Bn, 30)) * _MIX_1
     x_Bn = (x_Bn ^ _shifted(x_Bn, 27)) * _MIX_2
     top_24_bits = _shifted(x_Bn ^ _shifted(x_Bn, 31), 40)
-    return (top_24_bits >= round(rate * 2**24)).view(shape)
+    return top_24_bits >= least
+
+
+@_kept.register_fake
+def _kept_fake(key: Tensor, places_B: Tensor, count: int, least: int) -> Tensor:
+    return places_B.new_empty((places_B.shape[0], count), dtype=torch.bool)
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:

@@ -26,6 +26,7 @@ from setr_fast.models.model import SegmentationModel
 from setr_fast.models.spec import ModelSpec
 from setr_fast.nn import chance
 from setr_fast.ops import OPS
+from setr_fast.train.heap import Event
 from setr_fast.train.options import ParallelConfig, TrainConfig
 from setr_fast.train.parallel import spread
 from setr_fast.train.ranks import Ranks
@@ -48,6 +49,8 @@ class Profile:
 
     peak: dict[str, int] = field(default_factory=dict)
     work: list[Work] = field(default_factory=list)
+    blocks: list[Event] = field(default_factory=list)
+    """Tensors as they come and go."""
 
     @property
     def flops(self) -> int:
@@ -87,7 +90,7 @@ def profile_step(spec: ModelSpec, batch: int, config: TrainConfig, *, bf16: bool
             del value
         repeated = parts / min(parts, 2)
         scaled = [Work(int(w.flops * repeated), int(w.bytes * repeated), w.half) for w in watch.work]
-        return Profile(dict(watch.peak), scaled)
+        return Profile(dict(watch.peak), scaled, list(watch.blocks))
 
 
 def _follow(model: SegmentationModel, watch: _Watch) -> None:
@@ -112,6 +115,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.part = "activations"
         self.work: list[Work] = []
+        self.blocks: list[Event] = []
         self.peak: Counter[str] = Counter()
         self._now: Counter[str] = Counter()
         self._storages: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
@@ -135,9 +139,11 @@ class _Watch(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._storages:
             return
-        entry: list[Any] = [part, storage.nbytes()]
+        entry: list[Any] = [part, storage.nbytes(), len(self.blocks)]
         self._storages[storage] = entry
         self._now[part] += entry[1]
+        if entry[1]:
+            self.blocks.append((entry[2], entry[1]))
         weakref.finalize(storage, self._free, entry)
         if sum(self._now.values()) > sum(self.peak.values()):
             self.peak = self._now.copy()
@@ -153,6 +159,8 @@ class _Watch(TorchDispatchMode):
 
     def _free(self, entry: list[Any]) -> None:
         self._now[entry[0]] -= entry[1]
+        if entry[1]:
+            self.blocks.append((entry[2], 0))
 
 
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:

@@ -69,6 +69,7 @@ def spread(
         if config.recompute != "none":
             forward = functools.partial(_recomputed, forward, config.recompute == "selective")
         if config.compile:
+            _draw_as_eager()
             forward = torch.compile(forward, dynamic=False)
         if forward != block.forward:
             block.forward = forward
@@ -79,6 +80,13 @@ def spread(
     if ranks.world_size == 1:
         return loss
     return DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _draw_as_eager() -> None:
+    """Have compiled code take its random numbers where eager code does, so that both drop the same values."""
+    from torch._inductor import config
+
+    config.fallback_random = True
 
 
 def mesh_of(ranks: Ranks, parallel: ParallelConfig) -> DeviceMesh:

@@ -11,11 +11,12 @@ import torch
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.spec import ModelSpec
 from setr_fast.train.devices import REACHED, Device
+from setr_fast.train.heap import extent
 from setr_fast.train.memory import Profile, profile_step
 from setr_fast.train.options import TrainConfig
 
-# glibc keeps freed blocks under 32 MiB; what that adds varies from run to run (docs/training.md).
-HEAP = 0.16
+# What libraries of a CPU hold beside tensors: packed weights and work areas (measured; docs/training.md).
+LIBRARIES = 65 * 2**20
 SPARE = 0.08  # part of the memory that the allocator, the libraries and the display keep for themselves
 
 
@@ -59,7 +60,8 @@ class Plan:
 
 def make_plan(spec: ModelSpec, config: TrainConfig, layout: Layout, device: Device) -> Plan:
     """Return what one GPU holds and how long a step takes."""
-    weights, blocks, largest = _sizes(spec)
+    each, blocks, largest = _sizes(spec)
+    weights = sum(each)
     own = profile_step(spec, max(1, layout.batch // layout.gpus), config, bf16=layout.bf16)
     held = weights // layout.shards
     wide = 4 * held
@@ -82,7 +84,9 @@ def make_plan(spec: ModelSpec, config: TrainConfig, layout: Layout, device: Devi
     if config.accumulate == 1:  # when most activations are there, no gradient is yet
         parts["gradients"] = max(0, wide - busy)
     if device.name == "cpu":
-        parts["allocator"] = int(HEAP * sum(parts.values()))
+        copies = (2 if layout.adam else 1) + (1 if layout.averaged else 0)
+        grown = extent(own.blocks, [4 * size for size in each], [4 * size for size in each] * copies)
+        parts["allocator"] = LIBRARIES + max(0, grown - sum(parts.values()))
     else:  # the optimiser's step over many tensors at once makes a copy of the gradients' size
         parts["gradients"] = max(parts["gradients"], 2 * wide - busy)
     sent, seconds = _communication(weights, blocks, layout, device)
@@ -134,12 +138,12 @@ def _changes(config: TrainConfig, layout: Layout) -> Iterator[tuple[str, TrainCo
         yield " ".join([*names, *extra]), train, replace(layout, always=True)
 
 
-def _sizes(spec: ModelSpec) -> tuple[int, int, int]:
-    """Return the numbers of values: of the model, of its encoder blocks, of the largest block."""
+def _sizes(spec: ModelSpec) -> tuple[list[int], int, int]:
+    """Return the numbers of values: of each tensor of the model, of its encoder blocks, of the largest block."""
     with torch.device("meta"):
         model = SegmentationModel(spec)
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.encoder.blocks]
-    return sum(p.numel() for p in model.parameters()), sum(blocks), max(blocks)
+    return [p.numel() for p in model.parameters()], sum(blocks), max(blocks)
 
 
 def _compute(profile: Profile, device: Device) -> float:

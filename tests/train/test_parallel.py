@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,11 +55,34 @@ def test_everything_at_once_takes_the_steps_of_one_plain_process(tiny: Make, tmp
     assert _losses(config) == pytest.approx(_losses(plain), rel=1e-5)
 
 
-def test_two_copies_of_two_shards_take_the_steps_of_one_process(tiny: Make, tmp_path: Path) -> None:
+def _hosts_of_two() -> None:
+    """Have four ranks believe that they are on two hosts, and say how their weights are spread."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    shard = parallel.fully_shard
+
+    def told(module: Any, **options: Any) -> Any:
+        print("spread over", tuple(options["mesh"].shape), options["reshard_after_forward"], flush=True)
+        return shard(module, **options)
+
+    parallel.fully_shard = told  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("options", "spread"),
+    [
+        (ParallelConfig(replicas=0), "(2, 2) False"),
+        (ParallelConfig(reshard="host"), "(4,) 2"),
+    ],
+    ids=["a copy per host", "kept in shards of a host"],
+)
+def test_ranks_on_two_hosts_take_the_steps_of_one_process(
+    tiny: Make, tmp_path: Path, options: ParallelConfig, spread: str
+) -> None:
     plain = tiny("plain", steps=3, validate_every=3)
     run(plain, [])
-    config = replace(tiny("hsdp", steps=3, validate_every=3, fsdp=True), parallel=ParallelConfig(replicas=2))
-    run_ranks(4, config, tmp_path / "log")
+    config = replace(tiny("hosts", steps=3, validate_every=3, fsdp=True), parallel=options)
+    run_ranks(4, config, tmp_path / "log", before=_hosts_of_two)
+    assert (tmp_path / "log" / "3").read_text().count(f"spread over {spread}") >= 4, "each block"
     assert _losses(config) == pytest.approx(_losses(plain), rel=1e-5)
 
 
@@ -181,6 +206,29 @@ def test_compiled_blocks_share_few_graphs(monkeypatch: pytest.MonkeyPatch) -> No
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"], dict(counters["graph_break"])
     assert counters["stats"]["unique_graphs"] >= 1
+
+
+@pytest.mark.slow
+def test_inductor_compiles_blocks_and_takes_the_same_steps(tiny: Make) -> None:
+    """With torch.compile's own code generator: C++ on a CPU, for each block, around our ops."""
+    if "slow" not in os.environ.get("SETR_FAST_TESTS", ""):
+        pytest.skip("compiles C++ for a minute or more; SETR_FAST_TESTS=slow runs it")
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++ here")
+    torch._dynamo.reset()
+    plain, compiled = (
+        tiny(name, steps=4, validate_every=4, compile=name == "compiled") for name in ("plain", "compiled")
+    )
+    run(plain, [])
+    run(compiled, [])
+    assert torch._inductor.metrics.generated_kernel_count > 0
+    assert _losses(compiled) == pytest.approx(_losses(plain), rel=1e-4)
+    for kind in ("none", "selective", "full"):
+        expected, _ = _gradients(kind)
+        torch._dynamo.reset()
+        found, _ = _gradients(kind, compiled=True)
+        for a, b in zip(expected, found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_shapes_of_the_mesh_are_checked() -> None:

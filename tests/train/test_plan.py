@@ -16,6 +16,7 @@ from setr_fast.errors import ConfigError
 from setr_fast.models.catalog import model_spec
 from setr_fast.train import plan
 from setr_fast.train.devices import DEVICES, GIB, Device, parse_gpus
+from setr_fast.train.heap import Heap, extent
 from setr_fast.train.memory import Profile, profile_step
 from setr_fast.train.options import TrainConfig
 from setr_fast.train.plan import Layout
@@ -57,20 +58,77 @@ print(resident("VmHWM") - before)
 """
 
 
+MODES: list[dict[str, object]] = [{}, {"recompute": "selective"}, {"recompute": "full"}]
+MODES.append({"recompute": "full", "accumulate": 2})
+HEADS = ["setr_naive_vit_s16", "setr_pup_vit_s16", "setr_mla_vit_s16", "segmenter_mask_vit_s16"]
+USUAL = [("setr_pup_vit_s16", MODES[0]), ("segmenter_mask_vit_s16", MODES[3])]
+BOUNDS = dict.fromkeys(HEADS, 0.10) | {"segmenter_mask_vit_s16": 0.16}  # docs/training.md says why
+REST = [(name, mode) for name in HEADS for mode in MODES if (name, mode) not in USUAL]
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures with Linux's /proc")
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("setr_pup_vit_s16", {}), ("segmenter_mask_vit_s16", {"recompute": "full", "accumulate": 2})],
-    ids=["plain", "recomputed in parts"],
-)
-def test_memory_is_within_a_sixth_of_what_is_measured(name: str, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(("name", "options"), [*USUAL, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)])
+def test_memory_is_near_what_is_measured(name: str, options: dict[str, object]) -> None:
+    if (name, options) in REST and "slow" not in os.environ.get("SETR_FAST_TESTS", ""):
+        pytest.skip("fourteen more models take minutes; SETR_FAST_TESTS=slow runs them")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MEASURE, name, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     config = TrainConfig(precision="fp32", **options)  # type: ignore[arg-type]
     predicted = plan.make_plan(model_spec(name, 19, 256), config, ALONE, CPU)
-    assert predicted.bytes == pytest.approx(int(done.stdout), rel=0.16), predicted.parts
+    assert predicted.bytes == pytest.approx(int(done.stdout), rel=BOUNDS[name]), predicted.parts
+
+
+def test_a_block_takes_the_smallest_gap_that_it_fits_into() -> None:
+    heap, kib = Heap(), 2**10
+    for number, size in enumerate((40, 10, 20, 10, 1)):
+        heap.take(number, size * kib)
+    grown = heap.peak
+    heap.give(0)
+    heap.give(2)
+    heap.take(5, 19 * kib)  # into the gap of 20, not of 40
+    heap.take(6, 39 * kib)
+    assert heap.peak == grown
+    heap.take(7, 2 * kib)
+    assert heap.peak > grown, "what is left of the gaps is too small"
+
+
+def test_gaps_merge_and_the_end_of_the_heap_is_given_back() -> None:
+    heap, kib = Heap(), 2**10
+    for number in range(4):
+        heap.take(number, 10 * kib)
+    grown = heap.peak
+    heap.give(0)
+    heap.give(1)
+    heap.take(4, 20 * kib)
+    assert heap.peak == grown
+    for number in (3, 2):
+        heap.give(number)
+    heap.take(5, 20 * kib)
+    assert heap.peak == grown
+
+
+def test_large_blocks_are_mapped_until_one_has_gone() -> None:
+    """The threshold grows with the blocks that were given back: then their like leave gaps, too."""
+    heap, mib = Heap(), 2**20
+    heap.take(0, 8 * mib)
+    heap.give(0)
+    heap.take(1, 8 * mib)
+    heap.take(2, 1000)
+    heap.give(1)
+    heap.take(3, 9 * mib)
+    assert heap.peak == pytest.approx(17 * mib, rel=1e-3), "the gap of 8 stays, 9 are mapped"
+    heap.take(4, 7 * mib)
+    assert heap.peak == pytest.approx(17 * mib, rel=1e-3)
+
+
+def test_a_step_is_played_twice() -> None:
+    mib = 2**20
+    step = [(0, 3 * mib), (1, 2 * mib), (0, 0)]
+    assert extent(step, [mib], []) == pytest.approx(6 * mib, rel=1e-3)
+    assert extent(step, [mib], [4 * mib]) == pytest.approx(10 * mib, rel=1e-3)
+    assert extent([], [], []) == 0
 
 
 def test_operations_are_those_of_the_formula() -> None:
