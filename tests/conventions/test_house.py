@@ -50,7 +50,8 @@ def test_everything_imports_without_the_optional_packages() -> None:
     """triton, xformers, pybind11, ninja and the compiled extension are each absent on someone's machine."""
     code = (
         "import sys\n"
-        "optional = ('triton', 'xformers', 'pybind11', 'ninja', 'pytest_benchmark', 'torchvision', 'timm')\n"
+        "optional = ('triton', 'xformers', 'pybind11', 'ninja', 'pytest_benchmark', 'torchvision', 'timm', 'av')\n"
+        "optional += ('webdataset', 'pyarrow', 'h5py', 'onnx', 'onnxscript', 'onnxruntime', 'matplotlib')\n"
         "for name in (*optional, 'setr_fast._native'):\n"
         "    sys.modules[name] = None\n"
         "import setr_fast, torch\n"
