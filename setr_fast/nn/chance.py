@@ -66,8 +66,8 @@ def keep(shape: torch.Size | tuple[int, ...], rate: float, device: torch.device)
     return _kept(key, _places, count, round(rate * 2**24)).view(shape)
 
 
-# One operator to torch.compile: the C++ that Inductor (torch 2.13) makes of these comparisons of 64-bit numbers
-# writes beyond the end of the mask where a row is no multiple of 16, and the process ends with a segmentation fault.
+# One operator to torch.compile: with the C++ that Inductor (torch 2.13) makes of these comparisons of 64-bit numbers,
+# training with dropout on a CPU ended in a segmentation fault.
 @torch.library.custom_op("setr_fast::chance_kept", mutates_args=())
 def _kept(key: Tensor, places_B: Tensor, count: int, least: int) -> Tensor:
     """Return which of ``count`` values of each sample are kept. Shapes: key [], places [B] -> bool [B, count]."""

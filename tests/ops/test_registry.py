@@ -137,8 +137,9 @@ def test_cost_and_cases_are_there_for_every_op() -> None:
         assert any(c.bench for c in cases), f"{op.name}: no case to time"
         assert any(not c.bench for c in cases), f"{op.name}: no small case"
         for case in cases:
-            cost = op.cost(*case.make(Draw.on()))
-            assert cost.bytes > 0
+            args = case.make(Draw.on())
+            cost = op.cost(*args)
+            assert cost.bytes > 0 or not any(a.numel() for a in args if isinstance(a, Tensor))
             assert cost.flops >= 0
 
 
