@@ -62,6 +62,8 @@ def newest(rows: list[Row]) -> list[Row]:
 def _comparison(row: Row) -> tuple[Any, ...]:
     if row["kind"] in ("trained", "checkpoint"):
         return row["kind"], row.get("run") or row.get("case"), row["machine"]
+    if row["kind"] == "loader":
+        return row["kind"], row["name"], row["case"], row["machine"]
     return row["kind"], row["name"], row["case"], row["direction"], row["dtype"], row["machine"]
 
 
@@ -141,6 +143,8 @@ def report(rows: list[Row]) -> str:
         for kind, title in TITLES.items():
             if sides := comparisons(here, kind):
                 parts += [f"### {title}", _table(_HEAD, [cells for group in sides for cells in _sides(group)])]
+        if loader := [row for row in here if row["kind"] == "loader" and row["side"] != "fused"]:
+            parts += ["### Loader: our fused augmentation beside the same steps in other libraries", _loader(loader)]
         parts += [f"![{name}](benchmarks/{file})" for name, file in plots.files(here)]
         parts.append(_not_run(here))
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -175,6 +179,11 @@ def _sides(group: list[Row]) -> list[list[str]]:
             ]
         )
     return lines
+
+
+def _loader(rows: list[Row]) -> str:
+    cells = [[f"`{row['name']}` {row['case']}", row["side"], _spread(row["fused_ratio"])] for row in rows]
+    return _table(("what", "beside", "times faster"), cells)
 
 
 def _share(row: Row, name: str, share: str) -> str:
