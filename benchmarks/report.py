@@ -98,9 +98,8 @@ def summary(rows: list[Row]) -> str:
     parts = []
     if trained := [row for row in rows if row["kind"] == "trained"]:
         parts.append(_trained(trained))
-    lines = [
-        _summary_cells(used(sides)) for kind in ("op", "model", "job", "peer") for sides in comparisons(rows, kind)
-    ]
+    shown = [used(sides) for kind in TITLES for sides in comparisons(rows, kind)]
+    lines = [_summary_cells(row) for row in shown if row["side"] != "reference"]  # kernels for cards have no side here
     if lines:
         head = ("what", "case", "used", "times faster than the reference", "than the strongest other way", "machine")
         parts.append(_table(head, lines))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,3 +57,41 @@ def test_mmsegmentation_builds_loads_and_agrees(mmseg: Any, head: str, seed: int
         theirs = peer.encode_decode(picture, [{"img_shape": spec.image_size}] * 2)
         ours = assemble(spec, state).double()(picture)
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def paddleseg() -> str:
+    """The interpreter that has PaddleSeg: this one, or the one that SETR_FAST_PADDLESEG names."""
+    python = os.environ.get("SETR_FAST_PADDLESEG", sys.executable)
+    if subprocess.run([python, "-c", "import paddleseg.models"], capture_output=True).returncode:
+        pytest.skip(
+            f"{python} cannot import paddleseg (extra: paddleseg); SETR_FAST_PADDLESEG names another interpreter"
+        )
+    return python
+
+
+def test_paddleseg_builds_loads_and_agrees(paddleseg: str, tmp_path: Path) -> None:
+    """Its models take square pictures and heads of the published widths only; its resizing rounds to float32."""
+    # Of published heads; everything else is random.
+    fixed: dict[str, Any] = {"head_channels": 256, "branch_channels": 128, "aux_channels": 256}
+    fixed |= {"mlp_ratio": 4.0, "decoder_mlp_ratio": 4.0}
+    ours = {}
+    for head in ("naive", "pup", "mla", "linear", "mask"):
+        for seed in range(2):
+            spec = random_spec("paddleseg", head, seed)
+            side = max(spec.image_size)
+            spec = spec.replace(image_size=(side, side), pos_grid=(side // spec.patch_size,) * 2, **fixed)
+            state = random_state(spec, "paddleseg", seed)
+            folder = tmp_path / f"{head}_{seed}"
+            folder.mkdir()
+            write_export(export("paddleseg", spec, state), folder / "model.pdparams")
+            pictures = torch.randn(2, 3, side, side, dtype=torch.float64)
+            np.save(folder / "pictures.npy", pictures.numpy())
+            with torch.no_grad():
+                ours[folder] = assemble(spec, state).double()(pictures)
+    script = Path(__file__).with_name("paddleseg_forward.py")
+    done = subprocess.run([paddleseg, str(script), *map(str, ours)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder, logits in ours.items():
+        theirs = torch.from_numpy(np.load(folder / "logits.npy"))
+        assert float((logits - theirs).abs().max()) <= 2e-6 * float(theirs.abs().max()), folder.name
