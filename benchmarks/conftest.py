@@ -18,6 +18,7 @@ from benchmarks.rows import Row, append, fields_of
 from benchmarks.selection import select
 
 SEED = pytest.StashKey[int]()
+STARTED = time.strftime("%Y%m%d-%H%M%S")  # files of results are read in the order of their names, the newest last
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,7 +63,7 @@ def record(request: pytest.FixtureRequest, seed: int, _probes: None) -> Callable
     option = request.config.getoption
     facts = dict(machine())
     folder = RESULTS / str(facts.pop("folder"))
-    path = option("--record-to") or folder / f"{time.strftime('%Y%m%d')}-{facts['commit'] or 'unknown'}.jsonl"
+    path = option("--record-to") or folder / f"{STARTED}-{facts['commit'] or 'unknown'}.jsonl"
 
     def keep(rows: Row | dict[str, Any] | Sequence[Row]) -> None:
         circumstances = harness.worst_disturbance() | facts

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     folder = RESULTS / str(facts.pop("folder"))
     folder.mkdir(parents=True, exist_ok=True)
     row = row_of(arguments[0], run_dir, Path(arguments[2])) | facts
-    with (folder / f"{began:%Y%m%d}-{facts['commit']}.jsonl").open("a") as file:
+    with (folder / f"{began:%Y%m%d-%H%M%S}-{facts['commit']}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     return 0
 

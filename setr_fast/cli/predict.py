@@ -27,7 +27,7 @@ class PredictArguments:
     device: str | None = None
     """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
     overlay: Literal["png", "jpg", "none"] = "png"
-    """Format of the pictures with their classes laid over; jpg is written ten times faster; none: class maps only."""
+    """Format of the pictures with their classes laid over; jpg is written faster; none: class maps only."""
     extra: Path | None = None
     """Folder with each picture's further channels under its stem, for models of more than three."""
 
