@@ -17,7 +17,7 @@ from benchmarks.harness import interleaved, quantiles, ratio
 from benchmarks.plain_augment import PlainTransform, with_opencv, with_pillow
 from setr_fast.data.loader import stream
 from setr_fast.data.options import AugmentConfig
-from setr_fast.data.scenes import BuiltinScenes
+from setr_fast.data.scenes.builtin import BuiltinScenes
 from setr_fast.data.transforms import TrainTransform
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the package need not be installed
 
 from setr_fast.config import Config, Published, published, read_config, recipe_names, recipe_path  # noqa: E402
-from setr_fast.data.known import KNOWN  # noqa: E402
+from setr_fast.data.layouts.known import KNOWN  # noqa: E402
 
 HEAD = """\
 # Results: published, configured, reproduced

@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
     if argv and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
     if argv and argv[0] == "list":
-        from setr_fast.data.layouts import describe_layouts
+        from setr_fast.data.layouts.splits import describe_layouts
 
         print(describe_layouts())
         return EXIT_OK
@@ -88,7 +88,7 @@ def run(argv: list[str]) -> int:
     config = parse(CheckArguments, _with_root(argv[1:]), "data check").data
     if config.root is None and config.shards is None:
         raise ConfigError("data check: needs the folder to look at, or --data.shards; see --help")
-    from setr_fast.data.check import check_command
+    from setr_fast.data.checks.check import check_command
 
     return check_command(config)
 
@@ -107,8 +107,8 @@ def _weights(argv: list[str]) -> int:
 
 def _prepare(argv: list[str]) -> int:
     a = parse(PrepareArguments, argv, "data prepare")
-    from setr_fast.data.check import progress_bar
-    from setr_fast.data.prepare import prepare
+    from setr_fast.data.checks.check import progress_bar
+    from setr_fast.data.prepare.steps import prepare
 
     with progress_bar("preparing") as show:
         done = prepare(a.name, a.root, show)
@@ -118,9 +118,9 @@ def _prepare(argv: list[str]) -> int:
 
 def _coco(argv: list[str]) -> int:
     a = parse(CocoArguments, argv, "data coco")
-    from setr_fast.data.check import progress_bar
-    from setr_fast.data.coco import coco_jobs
-    from setr_fast.data.prepare import carry_out
+    from setr_fast.data.checks.check import progress_bar
+    from setr_fast.data.prepare.coco import coco_jobs
+    from setr_fast.data.prepare.steps import carry_out
 
     with progress_bar("drawing") as show:
         done = carry_out(coco_jobs(a.annotations, a.out), show)
@@ -135,7 +135,7 @@ def _shards(argv: list[str]) -> int:
     arguments = parse(ShardsArguments, argv, "data shards")
     if arguments.mib < 1:
         raise ConfigError(f"data shards: --mib must be 1 or more, got {arguments.mib}")
-    from setr_fast.data.shard_write import write_shards
+    from setr_fast.data.shards.write import write_shards
 
     config = arguments.data
     for line in write_shards(config, arguments.out, arguments.splits, arguments.mib * 2**20):

@@ -10,7 +10,7 @@ import tyro
 
 from setr_fast.cli._parse import given, parse, run_of
 from setr_fast.config import Config, read_config, recipe_path
-from setr_fast.data.known import known_set
+from setr_fast.data.layouts.known import known_set
 from setr_fast.data.options import DataConfig
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import EXIT_OK

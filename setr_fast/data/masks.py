@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from setr_fast.data import arrays, rows
 from setr_fast.data.classes import ILLEGAL, ClassTable
-from setr_fast.data.decode import MAX_PIXELS, Mask, load_colours, load_mask
 from setr_fast.data.faults import Fault, FaultError, some
-from setr_fast.data.folder import Sample
+from setr_fast.data.formats import arrays, rows
+from setr_fast.data.formats.decode import MAX_PIXELS, Mask, load_colours, load_mask
+from setr_fast.data.layouts.folder import Sample
 from setr_fast.data.options import DataConfig
 from setr_fast.data.palette import RGB
 from setr_fast.data.reading import Box, cut
@@ -165,6 +165,17 @@ def mask_path(sample: Sample) -> Path:
     """Return what messages call a sample's mask."""
     assert sample.mask is not None
     return sample.mask if sample.part is None else sample.where
+
+
+def size_fault(sample: Sample, image: tuple[int, int], mask: tuple[int, int]) -> Fault | None:
+    """Return what is wrong if picture and mask differ in upright (height, width), or nothing."""
+    if image == mask:
+        return None
+    rule = (
+        f"mask must be as large as its picture {sample.image}, {image[1]} x {image[0]} seen upright, "
+        f"got {mask[1]} x {mask[0]}"
+    )
+    return Fault(mask_path(sample), rule, "export the mask again at the size of the upright picture")
 
 
 def histogram(ids: np.ndarray) -> dict[int, int]:

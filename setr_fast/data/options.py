@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from setr_fast.data.known import known_set
+from setr_fast.data.layouts.known import known_set
 from setr_fast.errors import ConfigError
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from setr_fast.data import arrays, rows
-from setr_fast.data.decode import MAX_PIXELS, image_header, read_channels, read_image
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.folder import Sample
+from setr_fast.data.formats import arrays, rows
+from setr_fast.data.formats.decode import MAX_PIXELS, image_header, read_channels, read_image
+from setr_fast.data.layouts.folder import Sample
 from setr_fast.data.options import DataConfig
 
 Box = tuple[int, int, int, int]

@@ -17,13 +17,12 @@ import numpy as np
 
 from setr_fast.data.classes import BINARY_REMEDY, MOST_CLASSES, ClassTable, find_class_table, read_class_table
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.folder import Sample
-from setr_fast.data.inspection import size_fault
-from setr_fast.data.known import known_set
-from setr_fast.data.masks import MaskReader, histogram, mask_path, stored_mask
+from setr_fast.data.layouts.folder import Sample
+from setr_fast.data.layouts.known import known_set
+from setr_fast.data.layouts.scan import data_root, holds, samples_of
+from setr_fast.data.masks import MaskReader, histogram, mask_path, size_fault, stored_mask
 from setr_fast.data.options import DataConfig
 from setr_fast.data.reading import PictureReader
-from setr_fast.data.scan import data_root, holds, samples_of
 from setr_fast.errors import ConfigError
 
 logger = logging.getLogger("setr_fast")
@@ -89,12 +88,12 @@ def open_source(config: DataConfig, split: str, classes: ClassTable | None = Non
     ``classes``: those of the folder if they are known, as ``check.verify`` returns them; else they are looked up.
     """
     if config.shards is not None:
-        from setr_fast.data.shard_source import ShardSource
+        from setr_fast.data.shards.source import ShardSource
 
         return ShardSource(config, split, classes)
     if config.root is not None:
         return FolderSource(config, split, classes)
-    from setr_fast.data.scenes import BuiltinScenes
+    from setr_fast.data.scenes.builtin import BuiltinScenes
 
     counts = {config.train_split: config.builtin_train, config.val_split: config.builtin_val}
     if split not in counts:

@@ -11,7 +11,7 @@ from typing import Any
 
 from setr_fast.data.classes import IGNORED, find_class_table
 from setr_fast.data.options import DataConfig
-from setr_fast.data.shard_source import stated_shard_classes
+from setr_fast.data.shards.source import stated_shard_classes
 from setr_fast.data.source import open_source
 from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.evaluator import check_classes, evaluate

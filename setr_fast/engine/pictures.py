@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from setr_fast.data.decode import to_rgb
-from setr_fast.data.formats import Unusable
+from setr_fast.data.formats.decode import to_rgb
+from setr_fast.data.formats.signatures import Unusable
 from setr_fast.data.reading import PictureReader
 from setr_fast.data.transforms import ColourChange, augment_channels
 from setr_fast.engine.resample import taps

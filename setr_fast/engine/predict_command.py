@@ -14,8 +14,8 @@ import numpy.typing as npt
 from torch import nn
 
 from setr_fast.data.faults import one_line
-from setr_fast.data.folder import by_stem, list_images
-from setr_fast.data.lists import key_of, split_name
+from setr_fast.data.layouts.folder import by_stem, list_images
+from setr_fast.data.layouts.lists import key_of, split_name
 from setr_fast.data.palette import default_palette
 from setr_fast.data.reading import PictureReader
 from setr_fast.engine.checkpoints import load_checkpoint

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from setr_fast.config import Config, to_toml
-from setr_fast.data.shard_fetch import is_address
+from setr_fast.data.shards.fetch import is_address
 from setr_fast.errors import BackendError, ConfigError
 from setr_fast.files import atomic_write
 from setr_fast.train import checkpoint

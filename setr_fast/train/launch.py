@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from setr_fast.config import Config
-from setr_fast.data.check import verify
+from setr_fast.data.checks.check import verify
 from setr_fast.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_OK, EXIT_RESUME, BackendError
 from setr_fast.train import checkpoint
 from setr_fast.train.folder import RunFolder, locked, resume_point, run_folder, writing

@@ -9,7 +9,7 @@ from torch import nn
 
 from setr_fast.config import Config
 from setr_fast.data.classes import read_class_table
-from setr_fast.data.known import known_set
+from setr_fast.data.layouts.known import known_set
 from setr_fast.models.model import create_model
 from setr_fast.train.optimizer import learning_rate, parameter_groups
 from setr_fast.train.options import OptimConfig

@@ -12,7 +12,7 @@ import torch
 from setr_fast.checkpoints.transfer import start_from
 from setr_fast.config import Config, to_dict
 from setr_fast.data.balance import by_sampling
-from setr_fast.data.check import verify
+from setr_fast.data.checks.check import verify
 from setr_fast.data.classes import ClassTable
 from setr_fast.data.source import Source, open_source
 from setr_fast.data.transforms import TrainTransform

@@ -28,6 +28,14 @@ ALLOWED: dict[str, set[str]] = {
     "train": BASE | {"ops", "nn", "data", "models", "checkpoints", "metrics", "loss", "engine", "train", "config"},
     "config": BASE | {"data", "models", "train", "engine"},
 }
+DATA_FLOW: list[set[str]] = [  # the rooms and files of data/, upstream first; those of one step may know each other
+    {"faults", "palette", "draws"},
+    {"formats", "classes"},
+    {"layouts", "options"},
+    {"reading", "masks"},
+    {"scenes", "shards", "source"},
+    {"transforms", "frequencies", "balance", "loader", "checks", "prepare"},
+]
 VERBS = {"eval", "predict", "compare", "consolidate", "convert", "plan", "bench", "doctor"}
 FREE = {"cli", "report", "__init__", "__main__"} | VERBS
 EXCEPTIONS = {("models/model.py", "engine")}  # SegmentationModel.predict hands itself to the predictor
@@ -73,6 +81,19 @@ def test_module_imports_only_the_rooms_below_it(path: Path) -> None:
         target = parts[1]
         allowed = target in ALLOWED[room] or (str(relative), target) in EXCEPTIONS or target == "__version__"
         assert allowed, f"{relative} imports setr_fast.{target}; {room} may import {sorted(ALLOWED[room])}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "data").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_data_knows_only_what_lies_upstream(path: Path) -> None:
+    place = {name: step for step, names in enumerate(DATA_FLOW) for name in names}
+    relative = path.relative_to(PACKAGE / "data")
+    room = relative.parts[0].removesuffix(".py")
+    if room in ("__init__", "__main__"):
+        return
+    assert room in place, f"data/{relative}: a new room; add it to DATA_FLOW"
+    found = {name.split(".")[2] for name in _imports(path) if name.startswith("setr_fast.data.")}
+    later = sorted(name for name in found if place[name] > place[room])
+    assert not later, f"data/{relative} imports {later}, which come after it in DATA_FLOW"
 
 
 def test_a_forbidden_import_is_seen() -> None:

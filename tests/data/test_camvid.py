@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from setr_fast.data.check import check_folder, format_report
+from setr_fast.data.checks.check import check_folder, format_report
 from setr_fast.data.options import DataConfig
 from setr_fast.data.source import open_source
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import struct
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,31 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from setr_fast.data.decode import image_header, load_mask, mask_header, read_image, to_rgb
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.formats import Unusable, exif_orientation
+from setr_fast.data.formats.decode import image_header, load_mask, read_image, to_rgb
+from setr_fast.data.formats.signatures import Unusable, exif_orientation
 from setr_fast.errors import DataError
-
-
-def picture(height: int = 9, width: int = 14) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png(width: int, height: int, depth: int, colour: int, rows: list[bytes], extra: bytes = b"") -> bytes:
-    """A PNG made by hand, so that bit depths which Pillow cannot write are covered."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-
-
-def exif(orientation: int, order: str = "<") -> bytes:
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
-    return b"Exif\0\0" + mark + struct.pack(order + "IH", 8, 1) + entry + struct.pack(order + "I", 0)
+from tests.data.handmade import chunk, exif, picture, png
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -321,77 +300,6 @@ def test_orientation_set_in_memory_counts_and_damaged_exif_means_upright() -> No
 def test_pillow_images_without_a_known_range_are_refused(mode: str, words: str) -> None:
     with pytest.raises(Unusable, match=words):
         to_rgb(Image.new(mode, (2, 2)))
-
-
-# ---- masks ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("depth", [1, 2, 4, 8])
-@pytest.mark.parametrize("colour", [0, 3])
-def test_packed_masks_give_ids_as_stored(tmp_path: Path, depth: int, colour: int) -> None:
-    """Pillow spreads 2- and 4-bit grey over 0..255; ids must not be."""
-    ids = [index % 2**depth for index in range(16)]
-    bits = "".join(f"{value:0{depth}b}" for value in ids)
-    row = int(bits, 2).to_bytes(len(bits) // 8, "big")
-    palette = chunk(b"PLTE", bytes(range(3 * 2 ** min(depth, 5)))) if colour == 3 else b""
-    (tmp_path / "a.png").write_bytes(png(16, 1, depth, colour, [row], palette))
-    read = load_mask(tmp_path / "a.png").ids
-    assert read.dtype == np.uint8
-    assert read.tolist() == [ids]
-    assert (load_mask(tmp_path / "a.png").palette is not None) == (colour == 3)
-
-
-def test_wide_ids_are_neither_scaled_nor_wrapped(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 11, 255, 256, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert load_mask(tmp_path / "a.png").ids.dtype == np.uint16
-    assert load_mask(tmp_path / "a.png").ids.tolist() == [[0, 11, 255, 256, 65535]]
-    Image.fromarray(np.array([[0, 70000, -1]], np.int32)).save(tmp_path / "a.tif")
-    assert load_mask(tmp_path / "a.tif").ids.tolist() == [[0, 70000, -1]]
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix", "words"),
-    [
-        ("RGB", "png", "--data.mask-colours rgb"),
-        ("RGBA", "png", "--data.mask-colours rgb"),
-        ("LA", "png", "alpha"),
-        ("L", "jpg", "without loss"),
-        ("RGB", "webp", "without loss"),
-        ("F", "tif", "floating-point"),
-    ],
-)
-def test_masks_that_hold_no_ids_are_refused(tmp_path: Path, mode: str, suffix: str, words: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    Image.new(mode, (4, 3)).save(path)
-    for read in (load_mask, mask_header):
-        with pytest.raises(DataError, match=words) as caught:
-            read(path)
-        assert path.name in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-def test_lossy_tiff_is_refused_as_a_mask(tmp_path: Path) -> None:
-    Image.new("L", (16, 16)).save(tmp_path / "a.tif", compression="jpeg")
-    with pytest.raises(DataError, match="without loss"):
-        load_mask(tmp_path / "a.tif")
-
-
-def test_masks_that_say_they_lie_on_their_side_are_refused(tmp_path: Path) -> None:
-    """Turning them or not would both be a guess: many tools that draw masks do not look at EXIF."""
-    Image.new("L", (4, 3)).save(tmp_path / "a.png", exif=exif(6))
-    with pytest.raises(DataError, match="EXIF orientation 6"):
-        load_mask(tmp_path / "a.png")
-    Image.new("L", (4, 3)).save(tmp_path / "a.png", exif=exif(1))
-    assert load_mask(tmp_path / "a.png").ids.shape == (3, 4)
-
-
-def test_lossless_formats_besides_png_hold_masks(tmp_path: Path) -> None:
-    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    for suffix in ("bmp", "tif"):
-        Image.fromarray(ids).save(tmp_path / f"a.{suffix}")
-        assert np.array_equal(load_mask(tmp_path / f"a.{suffix}").ids, ids)
-    Image.fromarray(ids).save(tmp_path / "b.tif", compression="tiff_lzw")
-    assert np.array_equal(load_mask(tmp_path / "b.tif").ids, ids)
 
 
 def test_header_says_mode_and_upright_size(tmp_path: Path) -> None:

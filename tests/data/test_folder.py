@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from setr_fast.data.folder import Sample, list_images, scan_split
-from setr_fast.data.layouts import describe_layouts, find_splits
-from setr_fast.data.lists import is_picture_name, leads_outside, read_split_list, split_name
+from setr_fast.data.layouts.folder import Sample, list_images, scan_split
+from setr_fast.data.layouts.lists import is_picture_name, leads_outside, read_split_list, split_name
+from setr_fast.data.layouts.scan import samples_of
+from setr_fast.data.layouts.splits import describe_layouts, find_splits
 from setr_fast.data.options import DataConfig
-from setr_fast.data.scan import samples_of
 from setr_fast.errors import DataError
 
 

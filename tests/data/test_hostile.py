@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from setr_fast.data.check import check_folder
+from setr_fast.data.checks.check import check_folder
 from setr_fast.data.classes import read_class_table
-from setr_fast.data.decode import image_header, load_mask, read_image
-from setr_fast.data.folder import list_images
+from setr_fast.data.formats.decode import image_header, load_mask, read_image
+from setr_fast.data.layouts.folder import list_images
+from setr_fast.data.layouts.scan import samples_of
 from setr_fast.data.options import DataConfig
-from setr_fast.data.scan import samples_of
 from setr_fast.data.source import FolderSource
 from setr_fast.errors import DataError
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from setr_fast.data import journal
-from setr_fast.data.check import check_folder
-from setr_fast.data.folder import Sample
-from setr_fast.data.inspection import Inspection, Inspector
+from setr_fast.data.checks import journal
+from setr_fast.data.checks.check import check_folder
+from setr_fast.data.checks.inspection import Inspection, Inspector
+from setr_fast.data.layouts.folder import Sample
 from setr_fast.data.options import DataConfig
 
 COUNT = 12

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from setr_fast.data.check import check_folder
+from setr_fast.data.checks.check import check_folder
 from setr_fast.data.classes import read_class_table
-from setr_fast.data.known import KNOWN, known_set
+from setr_fast.data.layouts.known import KNOWN, known_set
 from setr_fast.data.options import DataConfig
-from setr_fast.data.shard_write import write_shards
+from setr_fast.data.shards.write import write_shards
 from setr_fast.data.source import open_source
 from setr_fast.errors import ConfigError, DataError
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from setr_fast.data.loader import Batch, epoch_order, step_keys, stream, train_batches
 from setr_fast.data.options import AugmentConfig, DataConfig
-from setr_fast.data.scenes import BuiltinScenes
+from setr_fast.data.scenes.builtin import BuiltinScenes
 from setr_fast.data.source import open_source
 from setr_fast.data.transforms import TrainTransform
 from setr_fast.errors import ConfigError, DataError, SetrFastError

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from setr_fast.cli import main
-from setr_fast.data.coco import rasterise
-from setr_fast.data.matlab import read_mat_ids
-from setr_fast.data.nifti import nifti_shape, read_nifti
+from setr_fast.data.formats.matlab import read_mat_ids
+from setr_fast.data.formats.nifti import nifti_shape, read_nifti
 from setr_fast.data.options import DataConfig
-from setr_fast.data.prepare import CONTEXT_IDS, prepare
+from setr_fast.data.prepare.coco import rasterise
+from setr_fast.data.prepare.steps import CONTEXT_IDS, prepare
 from setr_fast.data.source import open_source
 from setr_fast.errors import ConfigError, DataError
 from tests.data.test_known import build

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from setr_fast.data.classes import IGNORED
-from setr_fast.data.scenes import CLASSES, BuiltinScenes
+from setr_fast.data.scenes.builtin import CLASSES, BuiltinScenes
 from setr_fast.errors import ConfigError
 
 K = len(CLASSES)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from setr_fast.cli import main
-from setr_fast.data import shard_fetch
 from setr_fast.data.options import DataConfig
-from setr_fast.data.shard_fetch import Cache, is_address
-from setr_fast.data.shard_source import ShardSource
-from setr_fast.data.shard_write import write_shards
+from setr_fast.data.shards import fetch as shard_fetch
+from setr_fast.data.shards.fetch import Cache, is_address
+from setr_fast.data.shards.source import ShardSource
+from setr_fast.data.shards.write import write_shards
 from setr_fast.errors import BackendError, DataError
 from tests.data.test_shards import make_folder
 

@@ -18,9 +18,9 @@ from PIL import Image
 from setr_fast.cli import main
 from setr_fast.data.loader import Batch, step_keys, train_batches
 from setr_fast.data.options import AugmentConfig, DataConfig
-from setr_fast.data.shard_index import Endings, read_index
-from setr_fast.data.shard_source import ShardSource
-from setr_fast.data.shard_write import write_shards
+from setr_fast.data.shards.index import Endings, read_index
+from setr_fast.data.shards.source import ShardSource
+from setr_fast.data.shards.write import write_shards
 from setr_fast.data.source import FolderSource, open_source
 from setr_fast.data.transforms import TrainTransform
 from setr_fast.errors import ConfigError, DataError
@@ -181,7 +181,7 @@ def test_a_step_opens_only_the_shards_that_it_needs(shards: Path, monkeypatch: p
         opened.append(shown)
         return read_index(shown, *rest)
 
-    monkeypatch.setattr("setr_fast.data.shard_source.read_index", noted)
+    monkeypatch.setattr("setr_fast.data.shards.source.read_index", noted)
     source = _source(shards, shard_mix=1)
     next(train_batches(source, TRANSFORM, batch_size=2, seed=0, first_step=900, last_step=901))
     assert 1 <= len(opened) <= 2

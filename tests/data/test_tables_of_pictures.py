@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from setr_fast.data.check import check_folder
+from setr_fast.data.checks.check import check_folder
 from setr_fast.data.options import DataConfig
 from setr_fast.data.source import open_source
 from setr_fast.errors import DataError

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from setr_fast.data.arrays import as_bytes, as_ids, read_npy
-from setr_fast.data.check import check_folder
+from setr_fast.data.checks.check import check_folder
+from setr_fast.data.formats.arrays import as_bytes, as_ids, read_npy
 from setr_fast.data.options import DataConfig
 from setr_fast.data.source import open_source
 from setr_fast.errors import DataError

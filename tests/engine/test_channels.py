@@ -12,7 +12,7 @@ from PIL import Image
 
 from setr_fast.checkpoints.transfer import start_from
 from setr_fast.cli import main
-from setr_fast.data.folder import Sample
+from setr_fast.data.layouts.folder import Sample
 from setr_fast.data.options import AugmentConfig, DataConfig
 from setr_fast.data.reading import PictureReader
 from setr_fast.data.source import open_source

@@ -10,7 +10,7 @@ from PIL import Image
 
 from setr_fast.cli import main
 from setr_fast.config import Config, published, read_config, recipe_lines, recipe_names, recipe_path
-from setr_fast.data.known import KNOWN, known_set
+from setr_fast.data.layouts.known import KNOWN, known_set
 from setr_fast.data.source import open_source
 from tests.data.test_known import build
 

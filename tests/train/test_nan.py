@@ -13,7 +13,7 @@ import torch
 
 from setr_fast.config import Config
 from setr_fast.data.loader import step_keys
-from setr_fast.data.scenes import BuiltinScenes
+from setr_fast.data.scenes.builtin import BuiltinScenes
 from setr_fast.errors import ConfigError, DivergedError
 from setr_fast.loss import LossAndAccuracy
 from setr_fast.models.model import SegmentationModel

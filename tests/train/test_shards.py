@@ -13,7 +13,7 @@ import torch
 from setr_fast.cli import main
 from setr_fast.config import Config, read_config
 from setr_fast.data.options import DataConfig
-from setr_fast.data.shard_write import write_shards
+from setr_fast.data.shards.write import write_shards
 from setr_fast.train import checkpoint
 from setr_fast.train.launch import run
 from tests.data.test_shards import make_folder

@@ -19,8 +19,8 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from setr_fast.data.folder import Sample
-from setr_fast.data.inspection import Inspection, Inspector, stamp
+from setr_fast.data.checks.inspection import Inspection, Inspector, stamp
+from setr_fast.data.layouts.folder import Sample
 from setr_fast.errors import SetrFastError
 
 logger = logging.getLogger("setr_fast")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from setr_fast.data.classes import ClassTable
-from setr_fast.data.formats import HEAD_BYTES, Unusable, sniff
+from setr_fast.data.formats.signatures import HEAD_BYTES, Unusable, sniff
 from setr_fast.data.options import DataConfig
 from setr_fast.data.source import Source, open_source
 from setr_fast.errors import BackendError, ConfigError

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setr_fast.data.faults import Fault, FaultError, some
-from setr_fast.data.known import describe_known
-from setr_fast.data.lists import split_name
+from setr_fast.data.layouts.known import describe_known
+from setr_fast.data.layouts.lists import split_name
 
 _MASKS = ("masks", "labels", "annotations")
 _USUAL = ("train", "training", "val", "validation", "test", "trainval")

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from setr_fast.data.checks.inspection import Inspection as Inspection
+from setr_fast.data.checks.report import Report, SplitFacts
 from setr_fast.data.classes import BINARY_REMEDY, IGNORED
 from setr_fast.data.faults import Fault, some
-from setr_fast.data.inspection import Inspection as Inspection
 from setr_fast.data.masks import MaskReader, mask_path
 from setr_fast.data.options import DataConfig
-from setr_fast.data.report import Report, SplitFacts
 
 _MUCH_255 = 0.3
 """Share of pixels with the id 255 from which a split is worth a warning."""

@@ -35,7 +35,15 @@ from PIL import (
 )
 
 from setr_fast.data.faults import Fault, FaultError, one_line
-from setr_fast.data.formats import HEAD_BYTES, PngHeader, Unusable, exif_orientation, read_png_header, sniff, webp_size
+from setr_fast.data.formats.signatures import (
+    HEAD_BYTES,
+    PngHeader,
+    Unusable,
+    exif_orientation,
+    read_png_header,
+    sniff,
+    webp_size,
+)
 
 MAX_PIXELS = 200_000_000
 

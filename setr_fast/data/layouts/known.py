@@ -13,7 +13,7 @@ from pathlib import Path
 from setr_fast.errors import ConfigError
 from setr_fast.fields import nearest
 
-TABLES = Path(__file__).parent / "tables"
+TABLES = Path(__file__).parents[1] / "tables"
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from setr_fast.data.classes import read_class_table
-from setr_fast.data.decode import load_mask
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.known import TABLES, data_folder, known_set
-from setr_fast.data.matlab import read_mat_ids
+from setr_fast.data.formats.decode import load_mask
+from setr_fast.data.formats.matlab import read_mat_ids
+from setr_fast.data.layouts.known import TABLES, data_folder, known_set
 from setr_fast.data.palette import default_palette
 from setr_fast.errors import ConfigError
 from setr_fast.fields import nearest
@@ -202,7 +202,7 @@ def _coco_stuff_10k(root: Path) -> Iterator[Job]:
 
 
 def _synapse(root: Path) -> Iterator[Job]:
-    from setr_fast.data.prepare_volumes import synapse_jobs
+    from setr_fast.data.prepare.volumes import synapse_jobs
 
     return synapse_jobs(root)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from setr_fast.data.faults import Fault, FaultError, some
-from setr_fast.data.lists import is_picture_name
+from setr_fast.data.layouts.lists import is_picture_name
 from setr_fast.errors import BackendError
 
 MASK_WORDS = {"mask", "seg", "label", "labels", "annotation", "target", "gt"}

@@ -12,23 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from setr_fast.data.checks.inspection import Inspector, Level
+from setr_fast.data.checks.journal import Journal
+from setr_fast.data.checks.report import Report as Report
+from setr_fast.data.checks.report import SplitFacts
+from setr_fast.data.checks.report import format_report as format_report
+from setr_fast.data.checks.shards import check_shards
+from setr_fast.data.checks.verdict import judge
 from setr_fast.data.classes import ClassTable
 from setr_fast.data.faults import Fault as Fault
 from setr_fast.data.faults import FaultError
-from setr_fast.data.folder import Scan
-from setr_fast.data.inspection import Inspector, Level
-from setr_fast.data.journal import Journal
-from setr_fast.data.known import known_set
-from setr_fast.data.layouts import find_layout
+from setr_fast.data.layouts.folder import Scan
+from setr_fast.data.layouts.known import known_set
+from setr_fast.data.layouts.scan import data_root, holds, scan, splits_there
+from setr_fast.data.layouts.splits import find_layout
 from setr_fast.data.masks import mask_path
 from setr_fast.data.options import DataConfig
-from setr_fast.data.report import Report as Report
-from setr_fast.data.report import SplitFacts
-from setr_fast.data.report import format_report as format_report
-from setr_fast.data.scan import data_root, holds, scan, splits_there
-from setr_fast.data.shard_check import check_shards
 from setr_fast.data.source import classes_of_ids, count_classes, largest_training_id, stated_classes
-from setr_fast.data.verdict import judge
 from setr_fast.errors import EXIT_DATA, EXIT_OK
 
 logger = logging.getLogger("setr_fast")

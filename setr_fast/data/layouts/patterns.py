@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from setr_fast.data.faults import Fault
-from setr_fast.data.folder import Sample, Scan
-from setr_fast.data.known import Files
-from setr_fast.data.lists import key_of, read_split_list, split_name
+from setr_fast.data.layouts.folder import Sample, Scan
+from setr_fast.data.layouts.known import Files
+from setr_fast.data.layouts.lists import key_of, read_split_list, split_name
 
 
 def serves(files: Files, root: Path, split: str) -> bool:

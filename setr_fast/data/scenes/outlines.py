@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from setr_fast.data.draws import Draws
-from setr_fast.data.textures import Plane, leaves, stripes, windows
+from setr_fast.data.scenes.textures import Plane, leaves, stripes, windows
 
 Surface = tuple[NDArray[np.bool_], Plane, Plane]
 """Inside [h, w]; share of the second colour [h, w] in [0, 1]; brightness change [h, w] in grey levels."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from setr_fast.data.faults import Fault, FaultError, some
-from setr_fast.data.layouts import Layout, find_layout
-from setr_fast.data.lists import Entry, is_picture_name, key_of, leads_outside, read_split_list, split_name
+from setr_fast.data.layouts.lists import Entry, is_picture_name, key_of, leads_outside, read_split_list, split_name
+from setr_fast.data.layouts.splits import Layout, find_layout
 
 Stems = Mapping[str, list[Path]]
 

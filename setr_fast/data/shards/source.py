@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from setr_fast.data.classes import ClassTable, read_class_table
-from setr_fast.data.decode import read_image
 from setr_fast.data.draws import philox
 from setr_fast.data.faults import Fault, FaultError
+from setr_fast.data.formats.decode import read_image
 from setr_fast.data.masks import MaskReader
 from setr_fast.data.options import DataConfig
-from setr_fast.data.shard_fetch import Cache, ShardList, class_table, expand, is_address
-from setr_fast.data.shard_index import Endings, ShardIndex, count_samples, read_index
+from setr_fast.data.shards.fetch import Cache, ShardList, class_table, expand, is_address
+from setr_fast.data.shards.index import Endings, ShardIndex, count_samples, read_index
 from setr_fast.errors import ConfigError, SetrFastError
 
 logger = logging.getLogger("setr_fast")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from setr_fast.data.faults import Fault
-from setr_fast.data.folder import Sample, Scan
-from setr_fast.data.lists import leads_outside, split_name
+from setr_fast.data.layouts.folder import Sample, Scan
+from setr_fast.data.layouts.lists import leads_outside, split_name
 
 NAME = "metadata.jsonl"
 _PICTURES = ("file_name", "image_file_name", "image")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from setr_fast.data import arrays, metadata, rows
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.folder import Sample, Scan, by_stem, scan_split
-from setr_fast.data.known import Files, data_folder, known_set
-from setr_fast.data.layouts import find_splits, has_masks
-from setr_fast.data.lists import key_of, split_name
+from setr_fast.data.formats import arrays, rows
+from setr_fast.data.layouts import metadata
+from setr_fast.data.layouts.folder import Sample, Scan, by_stem, scan_split
+from setr_fast.data.layouts.known import Files, data_folder, known_set
+from setr_fast.data.layouts.lists import key_of, split_name
+from setr_fast.data.layouts.patterns import scan_files, serves
+from setr_fast.data.layouts.splits import find_splits, has_masks
 from setr_fast.data.options import DataConfig
-from setr_fast.data.patterns import scan_files, serves
 
 
 def data_root(config: DataConfig) -> Path:

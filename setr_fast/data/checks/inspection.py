@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from setr_fast.data.arrays import VOLUME_SUFFIXES
 from setr_fast.data.classes import ClassTable
-from setr_fast.data.decode import mask_header
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.folder import Sample
-from setr_fast.data.masks import histogram, mask_path, stored_mask
+from setr_fast.data.formats.arrays import VOLUME_SUFFIXES
+from setr_fast.data.formats.decode import mask_header
+from setr_fast.data.layouts.folder import Sample
+from setr_fast.data.masks import histogram, size_fault, stored_mask
 from setr_fast.data.options import DataConfig
 from setr_fast.data.reading import PictureReader
 
@@ -118,14 +118,3 @@ def stamp(sample: Sample) -> str:
             except OSError:
                 parts.append("-")
     return " ".join(parts)
-
-
-def size_fault(sample: Sample, image: tuple[int, int], mask: tuple[int, int]) -> Fault | None:
-    """Return what is wrong if picture and mask differ in upright (height, width), or nothing."""
-    if image == mask:
-        return None
-    rule = (
-        f"mask must be as large as its picture {sample.image}, {image[1]} x {image[0]} seen upright, "
-        f"got {mask[1]} x {mask[0]}"
-    )
-    return Fault(mask_path(sample), rule, "export the mask again at the size of the upright picture")

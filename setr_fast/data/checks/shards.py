@@ -7,16 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from setr_fast.data.checks.report import Report, SplitFacts
+from setr_fast.data.checks.verdict import Inspection, judge
 from setr_fast.data.classes import ClassTable
-from setr_fast.data.decode import load_mask, read_image
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.folder import Sample
+from setr_fast.data.formats.decode import load_mask, read_image
+from setr_fast.data.layouts.folder import Sample
 from setr_fast.data.masks import MaskReader, histogram
 from setr_fast.data.options import DataConfig
-from setr_fast.data.report import Report, SplitFacts
-from setr_fast.data.shard_fetch import is_address
-from setr_fast.data.shard_index import Endings, ShardIndex, read_index
-from setr_fast.data.shard_source import (
+from setr_fast.data.shards.fetch import is_address
+from setr_fast.data.shards.index import Endings, ShardIndex, read_index
+from setr_fast.data.shards.source import (
     THREADS,
     cache_of,
     named,
@@ -25,7 +26,6 @@ from setr_fast.data.shard_source import (
     size_fault,
     stated_shard_classes,
 )
-from setr_fast.data.verdict import Inspection, judge
 from setr_fast.errors import ConfigError
 
 

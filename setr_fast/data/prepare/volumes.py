@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.nifti import nifti_shape, read_nifti
+from setr_fast.data.formats.nifti import nifti_shape, read_nifti
 from setr_fast.errors import BackendError
 
 if TYPE_CHECKING:
-    from setr_fast.data.prepare import Job
+    from setr_fast.data.prepare.steps import Job
 
 HOUNSFIELD = (-125.0, 275.0)
 ORGANS = {1: 1, 2: 2, 3: 3, 4: 4, 6: 5, 7: 6, 8: 7, 11: 8}
@@ -35,7 +35,7 @@ def synapse_jobs(root: Path) -> Iterator[Job]:
 
     Raises: FaultError if no volume is there; BackendError without h5py, for the test volumes.
     """
-    from setr_fast.data.prepare import Job
+    from setr_fast.data.prepare.steps import Job
 
     places = (root, root / "averaged-training-images", root / "RawData" / "Training", root / "Training")
     base = next((place for place in places if (place / "img").is_dir() and (place / "label").is_dir()), None)

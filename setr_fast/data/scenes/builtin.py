@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from setr_fast.data.classes import IGNORED, ClassTable
 from setr_fast.data.draws import Draws, philox, word
-from setr_fast.data.outlines import Outline, ball, building, bush, pole, tent
-from setr_fast.data.textures import Plane, clouds, grain, ripples, soil, value_noise
+from setr_fast.data.scenes.outlines import Outline, ball, building, bush, pole, tent
+from setr_fast.data.scenes.textures import Plane, clouds, grain, ripples, soil, value_noise
 from setr_fast.errors import ConfigError
 
 SKY, GROUND, WATER, BUILDING, BALL, TENT, POLE, BUSH = range(8)

@@ -1,0 +1,1 @@
+"""All that is wrong with a data folder: looked for, kept on disk, judged and told."""

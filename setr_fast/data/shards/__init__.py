@@ -1,0 +1,1 @@
+"""Samples in tar shards: written, indexed, fetched and read in order."""
