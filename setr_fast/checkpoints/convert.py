@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from setr_fast.checkpoints.accounting import Accounting
+from setr_fast.checkpoints.adapters import ADAPTER_FILE, ADAPTERS, is_adapter_folder, load_adapters, save_adapters
 from setr_fast.checkpoints.certificate import NAME, certificate, certificate_text, compare_forward
 from setr_fast.checkpoints.export import export, write_export
 from setr_fast.checkpoints.families import FAMILIES
@@ -46,18 +47,18 @@ def convert(source: Path, result: Path, config: ConvertConfig) -> dict[str, Any]
     Raises: ConfigError for options that do not fit, CheckpointError for files that do not.
     """
     target = OFFICIAL.get(config.to, config.to)
-    if target not in (NATIVE, *TARGETS):
-        known = (NATIVE, "official", *(name for name in TARGETS if name != "setr"))
+    if target not in (NATIVE, ADAPTERS, *TARGETS):
+        known = (NATIVE, ADAPTERS, "official", *(name for name in TARGETS if name != "setr"))
         raise ConfigError(f"convert: --to must be {', '.join(known)}, got {config.to}{nearest(config.to, known)}")
-    source = weights_file(source)
+    source = source / ADAPTER_FILE if is_adapter_folder(source) else weights_file(source)
     if result.exists() and source.exists() and result.resolve() == source.resolve():
         raise ConfigError(f"convert: DST must be another place than SRC, got {result} for both")
-    if target != NATIVE and result.is_dir():
+    if target not in (NATIVE, ADAPTERS) and result.is_dir():
         raise ConfigError(
             f"convert: DST must be a file for --to {config.to}, got the folder {result}; name a file in it"
         )
-    read = _reinitialised(_read(source, config.family, config.overrides()), config)
-    if target != NATIVE or config.merge_lora:
+    read = _reinitialised(_read(source, config.family, config.overrides(), config.base), config)
+    if target not in (NATIVE, ADAPTERS) or config.merge_lora:
         read.spec, read.state = without_adapters(read.spec, read.state, read.account)
     model = assemble(read.spec, dict(read.state))
     forward = compare_forward(model, config.recorded) if config.recorded is not None else None
@@ -65,6 +66,8 @@ def convert(source: Path, result: Path, config: ConvertConfig) -> dict[str, Any]
     if target == NATIVE:
         save_model(model, result)
         weights, beside = result / WEIGHTS_FILE, result / NAME
+    elif target == ADAPTERS:
+        weights, beside = save_adapters(model, result, config.base), result / NAME
     else:
         made = export(target, read.spec, read.state)
         written = write_export(made, result)
@@ -107,13 +110,17 @@ def convert_command(source: Path, result: Path, config: ConvertConfig) -> None:
     print(f"certificate {values['certificate']}")
 
 
-def _read(source: Path, family: str | None, overrides: Mapping[str, Any]) -> _Read:
+def _read(source: Path, family: str | None, overrides: Mapping[str, Any], base: Path | None) -> _Read:
     if family not in (None, NATIVE, *FAMILIES):
         raise ConfigError(f"convert: --family must be {', '.join((*FAMILIES, NATIVE))}, got {family}")
-    if source.is_dir():
+    adapters = is_adapter_folder(source.parent) and source.name == ADAPTER_FILE
+    if adapters:
+        model = load_adapters(source.parent, base, **overrides)
+    elif source.is_dir():
         if family not in (None, NATIVE):
             raise CheckpointError(f"{source}: must be a file of {family}, got a model folder of setr_fast")
         model = load_model(source, **overrides)
+    if source.is_dir() or adapters:
         account = Accounting(used={name: (name,) for name in model.state_dict()})
         return _Read(model.spec, dict(model.state_dict()), account, NATIVE, {})
     mapped = map_source(read_checkpoint(source), None if family == NATIVE else family, **overrides)

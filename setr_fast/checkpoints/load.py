@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.checkpoints.accounting import Accounting, map_tensors
+from setr_fast.checkpoints.adapters import is_adapter_folder, load_adapters
 from setr_fast.checkpoints.configs import find_config
 from setr_fast.checkpoints.families import FAMILIES, Family, Shapes
 from setr_fast.checkpoints.fit_encoder import fit_encoder
@@ -36,8 +37,12 @@ class Mapped:
     account: Accounting
 
 
-def load(path: str | Path, family: str | None = None, **overrides: Any) -> SegmentationModel:
+def load(
+    path: str | Path, family: str | None = None, base: str | Path | None = None, **overrides: Any
+) -> SegmentationModel:
     """Read a model of any known family: eval mode, float32, CPU. The overrides are fields of ``ModelSpec``.
+
+    ``base``: of a folder of adapters, the weights that they were trained on, if these have moved.
 
     Files that hold an encoder only give a model without a head, or with ``head`` and ``num_classes`` one whose head is
     fresh; the position table is resized to ``image_size`` then.
@@ -46,6 +51,8 @@ def load(path: str | Path, family: str | None = None, **overrides: Any) -> Segme
     """
     if family not in (None, NATIVE, *FAMILIES):
         raise ConfigError(f"load: family must be {', '.join((*FAMILIES, NATIVE))}, got {family!r}")
+    if is_adapter_folder(path) and family in (None, NATIVE):
+        return load_adapters(path, base, **overrides)
     where = weights_file(Path(path))
     if family == NATIVE or (family is None and where.is_dir()):
         return load_model(where, **overrides)

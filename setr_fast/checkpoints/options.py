@@ -15,7 +15,7 @@ class ConvertConfig:
     """What to write, and what the weights do not say."""
 
     to: str = "native"
-    """native, mmseg, official, segmenter or paddleseg."""
+    """native, mmseg, official, segmenter, paddleseg; adapters: what a model with adapters learned, without its base."""
     family: str | None = None
     """Code base of the file; none: told by its keys."""
     recorded: Path | None = None
@@ -44,6 +44,9 @@ class ConvertConfig:
     """With --reinit-head: keep the entries of classes that have the same name in the file."""
     merge_lora: bool = False
     """Add low-rank adapters to the weights; files for other code bases have them added in any case."""
+
+    base: Path | None = None
+    """Weights that adapters were trained on: noted with --to adapters, needed to read such a folder if they moved."""
 
     def overrides(self) -> dict[str, Any]:
         """Return what the user says of the model in the file, as ``load`` takes it.

@@ -87,8 +87,9 @@ def start_from(
     path: Path,
     reinit_head: bool = False,
     extra_channels: Literal["zero", "mean"] = "zero",
+    tell: bool = True,
 ) -> dict[str, Any]:
-    """Fill a model for training from any known file, and return what was taken, dropped and left fresh.
+    """Fill a model for training from any known file; return, and with ``tell`` log, what was taken, dropped and fresh.
 
     A file of an encoder fills the encoder (its position table resized to the model's pictures). A file of a whole
     model must fit in every tensor; with ``reinit_head`` the heads may differ, and start fresh where they do. A model of
@@ -130,7 +131,8 @@ def start_from(
                 account.drop_target(name, "the model has other heads or classes")
     model.load_state_dict(own | taken)
     fresh = [name for name in own if name not in taken]
-    _tell(path, account, fresh)
+    if tell:
+        _tell(path, account, fresh)
     return {**account.to_dict(), "fresh": fresh}
 
 

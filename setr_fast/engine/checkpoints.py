@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from setr_fast.checkpoints.adapters import ADAPTER_FILE, is_adapter_folder
 from setr_fast.checkpoints.load import load
 from setr_fast.errors import CheckpointError
 from setr_fast.models.model import SegmentationModel
@@ -27,6 +28,8 @@ def load_checkpoint(path: Path) -> tuple[SegmentationModel, Path]:
     """
     if Path(path).is_file() and Path(path).name not in (CONFIG_FILE, WEIGHTS_FILE):
         return load(path), Path(path)
+    if is_adapter_folder(path):
+        return load(path), Path(path) / ADAPTER_FILE
     folder = checkpoint_folder(path)
     return load_model(folder), folder
 

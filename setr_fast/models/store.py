@@ -52,7 +52,7 @@ def write_model(model: SegmentationModel, folder: Path) -> None:
     """Write the two files of a model into an existing folder (an ``atomic_folder``, where it must not be half done)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(_config(model.spec), indent=1) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(spec_text(model.spec), encoding="utf-8")
 
 
 def load_model(folder: str | Path, **overrides: Any) -> SegmentationModel:
@@ -163,6 +163,11 @@ def _key_faults(wanted: Any, got: Any) -> list[str]:
     return [f"{name} is missing{nearest(name, extra)}" for name in missing] + [
         f"{name} is not a tensor of this model{nearest(name, missing)}" for name in extra
     ]
+
+
+def spec_text(spec: ModelSpec) -> str:
+    """Return the content of ``config.json`` for a model."""
+    return json.dumps(_config(spec), indent=1) + "\n"
 
 
 def _config(spec: ModelSpec) -> dict[str, Any]:
