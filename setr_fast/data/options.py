@@ -134,12 +134,16 @@ class AugmentConfig:
     """Long and short edge that ratio 1 means (keep-ratio rule of mmsegmentation); none: the picture's own size."""
     ratio_range: tuple[float, float] = (0.5, 2.0)
     """The resize ratio is drawn uniformly from this range."""
+    ratio_step: float = 0.0
+    """Distance of the ratios that are drawn, from the lowest on (PaddleSeg: 0.25); 0: any."""
     cat_max_ratio: float = 0.75
     """A crop is redrawn, up to ten times, while one class covers this share of its valid pixels or more."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     photometric: bool = True
-    """Brightness, contrast, saturation and hue as in mmsegmentation's PhotoMetricDistortion."""
+    """Brightness, contrast, saturation and hue as in mmsegmentation's PhotoMetricDistortion, unless ``distort``."""
+    distort: float = 0.0
+    """Above 0: colours as in PaddleSeg's RandomDistort, in random order, by factors of 1 - distort to 1 + distort."""
 
     def __post_init__(self) -> None:
         low, high = self.ratio_range
@@ -147,6 +151,10 @@ class AugmentConfig:
             raise ConfigError(f"augment.crop: must be positive, got {self.crop}")
         if not 0 < low <= high:
             raise ConfigError(f"augment.ratio_range: must be 0 < low <= high, got {self.ratio_range}")
+        if not 0 <= self.ratio_step <= high - low and self.ratio_step:
+            raise ConfigError(f"augment.ratio_step: must lie in 0..{high - low:g}, got {self.ratio_step}")
+        if not 0 <= self.distort < 1:
+            raise ConfigError(f"augment.distort: must lie in [0, 1), got {self.distort}")
         if not 0 < self.cat_max_ratio <= 1:
             raise ConfigError(f"augment.cat_max_ratio: must lie in (0, 1], got {self.cat_max_ratio}")
         if not 0 <= self.flip <= 1:

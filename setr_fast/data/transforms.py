@@ -12,6 +12,8 @@ another's:
 31-32   hue: whether, how much
 ======  ==========================================================================================
 
+With ``augment.distort``, number 26 says the order of the four operations (module ``distort``).
+
 Source: mmsegmentation 0.x ``datasets/pipelines/transforms.py``, Resize, RandomCrop, RandomFlip,
 PhotoMetricDistortion, Normalize and Pad, in this order. One difference: where both saturation and hue change, this goes
 to HSV and back once, not twice.
@@ -28,9 +30,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from setr_fast.data.classes import IGNORED
+from setr_fast.data.distort import distort, distortion
 from setr_fast.data.options import AugmentConfig
 from setr_fast.errors import ShapeError
-from setr_fast.ops.augment_image import augment_image
+from setr_fast.ops.augment_image import augment_image, covered
 from setr_fast.ops.augment_label import augment_label
 
 NUM_DRAWS = 33
@@ -40,6 +43,18 @@ _WINDOWS, _FLIP, _COLOURS = 1, 23, 24
 _BRIGHTNESS = 32.0
 _FACTOR = (0.5, 1.5)
 _HUE = 18
+
+
+def drawn_ratio(uniform: float, config: AugmentConfig) -> float:
+    """Return the resize ratio that a uniform number stands for.
+
+    Source: github PaddlePaddle/PaddleSeg, paddleseg/transforms, ResizeStepScaling, where there are steps.
+    """
+    low, high = config.ratio_range
+    if not config.ratio_step:
+        return low + (high - low) * uniform
+    steps = int((high - low) / config.ratio_step + 1)
+    return low + (high - low) * int(uniform * steps) / max(steps - 1, 1)
 
 
 def resized_size(height: int, width: int, ratio: float, base_scale: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -147,11 +162,14 @@ class TrainTransform:
     def __init__(self, augment: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         self.augment = augment
         self._normalise = normalise_table(mean, std)
+        self._bytes = normalise_table([0.0] * len(mean), [1.0] * len(mean))
+        self._padding = np.array(mean[:3], np.uint8)
 
     def __call__(
         self, image: NDArray[np.uint8], label: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return a training crop; the padding is 0 in the picture and 255 in the labels, below and to the right.
+        (Paddle pads with the mean, and changes the colours of this, too.)
 
         Shapes: image [H, W, C] RGB first, label [H, W] training ids -> [C, h, w] float32, [h, w] uint8, h x w the
         crop.
@@ -163,14 +181,31 @@ class TrainTransform:
             raise ShapeError(f"train transform: image and label must be {want}, got {image.shape} and {label.shape}")
         config = self.augment
         draws = rng.random(NUM_DRAWS).tolist()
-        low, high = config.ratio_range
-        ratio = low + (high - low) * draws[0]
+        ratio = drawn_ratio(draws[0], config)
         size = resized_size(image.shape[0], image.shape[1], ratio, config.base_scale)
         flip = draws[_FLIP] < config.flip
         offset, crop = self._window(_tensor(label), size, flip, draws)
+        if config.photometric and config.distort:
+            return self._distorted(_tensor(image), size, offset, flip, draws[_COLOURS:]), crop
         colours = colour_change(draws[_COLOURS:]) if config.photometric else ColourChange()
         pixels = augment_channels(_tensor(image), size, offset, config.crop, flip, colours, self._normalise)
         return pixels, crop
+
+    def _distorted(
+        self, image: Tensor, size: tuple[int, int], offset: tuple[int, int], flip: bool, draws: Sequence[float]
+    ) -> Tensor:
+        """Return the normalised crop with Paddle's colour changes; further channels keep their values."""
+        config = self.augment
+        values = augment_channels(image, size, offset, config.crop, flip, ColourChange(), self._bytes)
+        pixels = values[:3].to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        height, width = (covered(*axis) for axis in zip(size, offset, config.crop, strict=True))
+        pixels[height:] = pixels[:, width:] = self._padding
+        changed = torch.from_numpy(distort(pixels, distortion(draws, config.distort)).copy()).permute(2, 0, 1)
+        colours = torch.stack([table[channel.long()] for table, channel in zip(self._normalise, changed, strict=False)])
+        further = [table[channel.long()] for table, channel in zip(self._normalise[3:], values[3:], strict=True)]
+        for channel in further:
+            channel[height:] = channel[:, width:] = 0
+        return torch.cat([colours, torch.stack(further)]) if further else colours
 
     def _window(
         self, label: Tensor, size: tuple[int, int], flip: bool, draws: Sequence[float]

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": BASE | {"data", "models", "train", "engine"},
 }
 DATA_FLOW: list[set[str]] = [  # the rooms and files of data/, upstream first; those of one step may know each other
-    {"faults", "palette", "draws"},
+    {"faults", "palette", "draws", "distort"},
     {"formats", "classes"},
     {"layouts", "options"},
     {"reading", "masks"},
