@@ -11,6 +11,7 @@ from torch import nn
 from setr_fast.train.options import OptimConfig
 
 HEADS = ("head.", "aux_heads.")  # MLA's neck is not among them, as in the published code
+_AUX_NORM = re.compile(r"aux_heads\..*(norm|bn)\.(weight|bias)")
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 
 
@@ -72,6 +73,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, c
 
 def _layer(name: str, last: int, config: OptimConfig) -> tuple[str, float]:
     """Return the title of a parameter's group, and its learning rate as a multiple of ``lr``."""
+    if config.aux_norms_as_encoder and _AUX_NORM.fullmatch(name):
+        return "norms of auxiliary heads", 1.0
     if name.startswith(HEADS):
         return "heads", config.head_lr_multiplier
     if config.layer_decay == 1.0:

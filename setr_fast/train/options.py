@@ -18,6 +18,8 @@ class OptimConfig:
     """Learning rate of the encoder after warm-up."""
     head_lr_multiplier: float = 1.0
     """Learning rate of the heads as a multiple of the encoder's (published SETR: 10)."""
+    aux_norms_as_encoder: bool = False
+    """Norms of the auxiliary heads learn at the encoder's rate (PaddleViT)."""
     layer_decay: float = 1.0
     """Learning rate of each encoder block as a multiple of that of the block above it (BEiT: 0.65 to 0.9); what lies
     below the blocks counts as one more. 1: one rate for all."""
