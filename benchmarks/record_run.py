@@ -1,14 +1,17 @@
-"""``python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT]``: keep a finished training run as a row.
+"""``python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT] [--peak-from RUN_DIR]``: keep a training run.
 
 METRICS.json is what ``setr-fast eval --out`` wrote for the run's best model. Minutes are those of ``train.log``, from
 its first line to its last, with validations and checkpoints. COMMIT (default: HEAD) is the code that trained; it must
-be older than the run's first line.
+be older than the run's first line. Peak memory is the run's own, or that of another run of equal model, crop and batch.
+``docs/results.md`` shows these rows.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tomllib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,18 +19,27 @@ from typing import Any
 from benchmarks.harness import RESULTS, git, machine
 
 
-def row_of(name: str, run_dir: Path, metrics: Path) -> dict[str, Any]:
-    """Return the row: how long, how well, the whole curve and every class."""
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+def row_of(name: str, run_dir: Path, metrics: Path, peak_from: Path | None = None) -> dict[str, Any]:
+    """Return the row: how long, how well, how large, the whole curve and every class."""
+    records = _records(run_dir)
+    config, log = _config(run_dir), (run_dir / "train.log").read_text()
+    threads, values = re.search(r"of (\d+) threads", log), re.search(r"with ([\d.]+) million weights", log)
+    peaks = [r["train/peak_mib"] for r in _records(peak_from or run_dir) if r.get("train/peak_mib")]
     scores = json.loads(metrics.read_text())
-    times = [datetime.fromisoformat(line[:19]) for line in (run_dir / "train.log").read_text().splitlines()]
+    times = [datetime.fromisoformat(line[:19]) for line in log.splitlines()]
     rates = sorted(r["train/images_per_second"] for r in records if "train/loss" in r)
     data = scores["settings"]["data"].get("root")
     return {
         "kind": "trained",
         "run": name,
         "data": f"{Path(data).name} {scores['split']}" if data else f"built-in {scores['split']}",
+        "model": config["model"]["name"],
+        "weights_millions": float(values[1]) if values else None,
         "steps": max(r["step"] for r in records),
+        "batch_size": config["train"]["batch_size"],
+        "precision": config["train"]["precision"],
+        "train_threads": int(threads[1]) if threads else None,
+        "peak_mib": round(max(peaks)) if peaks else None,
         "minutes": (times[-1] - times[0]).total_seconds() / 60,
         "train_images_per_second": rates[len(rates) // 2],
         "curve": [[r["step"], r["val/mIoU"]] for r in records if "val/mIoU" in r],
@@ -38,10 +50,33 @@ def row_of(name: str, run_dir: Path, metrics: Path) -> dict[str, Any]:
     }
 
 
+def _records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _config(run_dir: Path) -> dict[str, Any]:
+    return tomllib.loads((run_dir / "config.toml").read_text())
+
+
+def _same_size(one: Path, other: Path) -> bool:
+    """Return whether two runs need the same memory: model, crop and batch are equal."""
+    a, b = _config(one), _config(other)
+    keys = ("batch_size", "accumulate", "precision", "recompute", "ema")
+    alike = all(a["train"].get(key) == b["train"].get(key) for key in keys)
+    return alike and a["model"] == b["model"] and a["augment"]["crop"] == b["augment"]["crop"]
+
+
 def main(arguments: list[str]) -> int:
     """Append the row to ``benchmarks/results/<card>/``; refuse a commit that is younger than the run."""
+    peak_from = None
+    if len(arguments) > 2 and arguments[-2] == "--peak-from":
+        peak_from, arguments = Path(arguments[-1]), arguments[:-2]
+        if not _same_size(Path(arguments[1]), peak_from):
+            print(f"{peak_from} has another model, crop or batch; its memory says nothing of this run", file=sys.stderr)
+            return 2
     if len(arguments) not in (3, 4):
-        print("usage: python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT]", file=sys.stderr)
+        usage = "usage: python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT] [--peak-from RUN_DIR]"
+        print(usage, file=sys.stderr)
         return 2
     run_dir, commit = Path(arguments[1]), (arguments[3] if len(arguments) == 4 else "HEAD")
     made = _commit_time(commit)
@@ -53,7 +88,7 @@ def main(arguments: list[str]) -> int:
     facts = machine() | {"commit": git("rev-parse", "--short", commit)}
     folder = RESULTS / str(facts.pop("folder"))
     folder.mkdir(parents=True, exist_ok=True)
-    row = row_of(arguments[0], run_dir, Path(arguments[2])) | facts
+    row = row_of(arguments[0], run_dir, Path(arguments[2]), peak_from) | facts
     with (folder / f"{began:%Y%m%d-%H%M%S}-{facts['commit']}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     return 0

@@ -127,19 +127,38 @@ def _op_row(**changes: Any) -> dict[str, Any]:
     return row | changes
 
 
-def test_a_run_becomes_a_row(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 5, "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 4.0}\n'
+def _finished_run(folder: Path, peak: str = "", name: str = "setr_pup_vit_t16") -> Path:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(
+        f'{{"step": 5, "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 4.0{peak}}}\n'
         '{"step": 5, "val/mIoU": 0.5}\n'
     )
-    (tmp_path / "train.log").write_text("2026-01-01 10:00:00 a\n2026-01-01 10:30:30 b\n")
+    (folder / "train.log").write_text(
+        "2026-01-01 10:00:00 m with 5.9 million weights; cpu, one process of 1 threads\n2026-01-01 10:30:30 b\n"
+    )
+    (folder / "config.toml").write_text(
+        f'[model]\nname = "{name}"\n[augment]\ncrop = [2, 3]\n[train]\nbatch_size = 8\nprecision = "fp32"\n'
+    )
+    return folder
+
+
+def test_a_run_becomes_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _finished_run(tmp_path / "run")
     scores = {"mIoU": 0.5, "aAcc": 0.6, "mAcc": 0.7, "IoU": {"sky": 0.5}, "majority_mIoU": 0.1, "images": 3}
     scores |= {"images_per_second": 2.0, "sha256": {}, "split": "val", "settings": {"data": {"root": "a/camvid"}}}
     (tmp_path / "m.json").write_text(json.dumps(scores))
-    row = record_run.row_of("r", tmp_path, tmp_path / "m.json")
+    row = record_run.row_of("r", folder, tmp_path / "m.json")
     assert row["minutes"] == pytest.approx(30.5)
     assert row["data"] == "camvid val"
     assert row["curve"] == [[5, 0.5]]
+    assert (row["model"], row["batch_size"], row["weights_millions"]) == ("setr_pup_vit_t16", 8, 5.9)
+    assert (row["train_threads"], row["peak_mib"]) == (1, None)
+    short = _finished_run(tmp_path / "short", ', "train/peak_mib": 812.4')
+    assert record_run.row_of("r", short, tmp_path / "m.json")["peak_mib"] == 812
+    assert record_run.row_of("r", folder, tmp_path / "m.json", short)["peak_mib"] == 812
+    other = _finished_run(tmp_path / "other", name="setr_mla_vit_t16")
+    assert record_run.main(["r", str(folder), str(tmp_path / "m.json"), "--peak-from", str(other)]) == 2
+    assert "its memory says nothing of this run" in capsys.readouterr().err
 
 
 def test_a_run_is_not_credited_to_a_commit_that_is_younger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

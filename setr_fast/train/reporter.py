@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import torch
 
 from setr_fast.files import atomic_write
 
@@ -101,6 +104,7 @@ class Reporter:
             speed = {
                 "train/images_per_second": rate,
                 "train/data_wait": idle / spent,
+                "train/peak_mib": _peak_bytes() / 2**20,
             }
             if self.peak_flops:
                 speed["train/mfu"] = self.step_flops * len(self._window) / spent / self.peak_flops
@@ -155,6 +159,15 @@ class Reporter:
             except (ValueError, KeyError, TypeError):  # the line a crash cut off
                 continue
         atomic_write(path, "".join(kept))
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that this process has held: on a GPU in tensors, else all of it (0 where nothing says)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return int(found[1]) * 1024 if found else 0
 
 
 def _tensorboard(run_dir: Path) -> Any:
