@@ -13,6 +13,7 @@ from setr_fast.data.faults import Fault, FaultError, some
 from setr_fast.data.formats import arrays, rows
 from setr_fast.data.formats.decode import MAX_PIXELS, Mask, load_colours, load_mask
 from setr_fast.data.layouts.folder import Sample
+from setr_fast.data.layouts.known import known_set
 from setr_fast.data.options import DataConfig
 from setr_fast.data.palette import RGB
 from setr_fast.data.reading import Box, cut
@@ -62,6 +63,8 @@ class MaskReader:
     max_pixels: int = MAX_PIXELS
     box: Box | None = None
     columns: rows.Columns = (None, None)
+    prepare: str = ""
+    """Command that turns the ids of the archive into these, where there is one."""
     lookup: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -72,7 +75,12 @@ class MaskReader:
         """Return the reader that a config asks for."""
         rgb = config.mask_colours == "rgb"
         columns = config.image_column, config.label_column
-        return cls(classes, config.label_offset, config.ignore_index, rgb, config.max_pixels, config.crop_box, columns)
+        known = None if config.dataset is None else known_set(config.dataset)
+        command = (
+            f"setr-fast data prepare {config.dataset} {config.root}" if known is not None and known.prepared else ""
+        )
+        box, offset = config.crop_box, config.label_offset
+        return cls(classes, offset, config.ignore_index, rgb, config.max_pixels, box, columns, command)
 
     def load(self, path: Path, data: bytes | None = None) -> Mask:
         """Return a mask's ids as stored (for colour masks, those of the class table)."""
@@ -121,7 +129,7 @@ class MaskReader:
         got = some([f"{value} ({counts[value]} pixels)" for value in wrong])
         if len(wrong) > 5:
             got += f", the largest {wrong[-1]}"
-        rule = f"ids must be {_ranges(legal)}, or ignored ({some(ignored)}), got {got}"
+        rule = f"ids must be {_ranges(legal)}{f', or ignored ({some(ignored)})' if ignored else ''}, got {got}"
         return Fault(path, rule, self._remedy(wrong, counts))
 
     def is_legal(self, value: int) -> bool:
@@ -129,6 +137,8 @@ class MaskReader:
         return 0 <= value < 65536 and self.lookup[value] != ILLEGAL
 
     def _remedy(self, wrong: list[int], counts: Mapping[int, int]) -> str:
+        if self.prepare and len(wrong) > 1 and wrong[-1] < 1000:
+            return f"run `{self.prepare}` if these are the ids of the archive; else correct the mask"
         if wrong[-1] >= 1000:
             return "convert instance ids (class * 1000 + number) to class ids"
         if len(wrong) > _MANY_IDS:

@@ -119,14 +119,14 @@ def _every_split(config: DataConfig, flags: dict[str, str], report: Report) -> l
     root, found = data_root(config), splits_there(config)
     if found and not any(split in flags or holds(config, split) for split in found):
         return found  # pictures without masks, for predict
-    official = config.dataset is not None and bool(known_set(config.dataset).files)
     for split in reversed(flags):
         if split in found:
             continue
         try:
-            if official:
-                raise FaultError(scan(config, split).faults[0])
-            find_layout(root, split, flags[split])
+            if config.dataset is not None and not (scanned := scan(config, split)).samples:
+                raise FaultError(scanned.faults[0])
+            if config.dataset is None:
+                find_layout(root, split, flags[split])
             found.append(split)  # made of a split list that has no usual name
         except FaultError as error:
             report.faults += [error.fault] if error.fault not in report.faults else []

@@ -23,8 +23,16 @@ def serves(files: Files, root: Path, split: str) -> bool:
 
 
 def _pictures(files: Files, root: Path, split: str) -> Iterator[Path]:
-    pattern = files.picture.format(split=glob.escape(split))
+    pattern = _any_case(files.picture.format(split=glob.escape(split)))
     return (path for path in root.glob(pattern) if not path.name.startswith("."))
+
+
+def _any_case(pattern: str) -> str:
+    """Return a pattern whose suffix may be in capitals: cameras and old archives write .JPG."""
+    stem, dot, suffix = pattern.rpartition(".")
+    if not dot or not suffix.isalnum():
+        return pattern
+    return stem + dot + "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in suffix)
 
 
 def scan_files(files: Files, root: Path, split: str, *, extra: bool) -> Scan:
@@ -57,10 +65,12 @@ def _beside(root: Path, pattern: str, place: dict[str, str], picture: Path, what
         return picture, None
     wild = "*" in pattern
     text = re.sub("/+", "/", pattern.format(**{k: glob.escape(v) if wild else v for k, v in place.items()}))
-    found = sorted(root.glob(text)) if wild else [root / text]
-    if len(found) == 1 and (wild or found[0].is_file()):
+    found = sorted(root.glob(_any_case(text))) if wild else [root / text]
+    if not wild and not found[0].is_file():
+        found = [path for path in (found[0].with_suffix(found[0].suffix.upper()),) if path.is_file()]
+    if len(found) == 1:
         return found[0], None
-    got = "none" if not found or not wild else f"{len(found)}, {found[0].name} and {found[1].name}"
+    got = f"{len(found)}, {found[0].name} and {found[1].name}" if found else "none"
     return picture, Fault(picture, f"picture must have one {what} {text}, got {got}", "unpack the archives again")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from setr_fast.data.faults import Fault, FaultError
+from setr_fast.data.faults import Fault, FaultError, some
 from setr_fast.data.formats import arrays, rows
 from setr_fast.data.layouts import metadata
 from setr_fast.data.layouts.folder import Sample, Scan, by_stem, scan_split
@@ -38,9 +38,11 @@ def scan(config: DataConfig, split: str, flag: str = "") -> Scan:
         return metadata.scan_metadata(lines, root)
     plain = config.channels != 3 and config.extra is None
     found = scan_split(root, split, config.mask_suffix, config.picture_suffix, flag, arrays=plain)
-    if config.dataset is not None and known_set(config.dataset).prepared and not found.samples:
-        remedy = f"run `setr-fast data prepare {config.dataset} {config.root}`, or check --data.root"
-        found.faults = [Fault(fault.path, fault.what, remedy) for fault in found.faults[:1]]
+    if config.dataset is not None and not found.samples:
+        if root.is_dir() and not has_masks(root, split):
+            return Scan(faults=[_elsewhere(config, split)])
+        if known_set(config.dataset).prepared:
+            found.faults = [Fault(fault.path, fault.what, _remedy(config)) for fault in found.faults[:1]]
     return found if config.extra is None else _with_extra(found, root, split, config.extra)
 
 
@@ -62,7 +64,10 @@ def splits_there(config: DataConfig) -> list[str]:
         return [split for split in known_set(config.dataset).splits if _official(config, split) is not None]
     others = rows.table_splits(root) + metadata.metadata_splits(root)
     usual = (config.train_split, config.val_split)
-    return sorted(set(others), key=lambda name: (name not in usual, name)) if others else find_splits(root)
+    if others:
+        return sorted(set(others), key=lambda name: (name not in usual, name))
+    wanted = None if config.dataset is None else {*known_set(config.dataset).splits, *usual}
+    return [split for split in find_splits(root) if wanted is None or split in wanted]
 
 
 def holds(config: DataConfig, split: str) -> bool:
@@ -89,12 +94,30 @@ def _missing(config: DataConfig, split: str) -> Fault:
     if split not in known.splits:
         rule = f"split of {config.dataset} must be {' or '.join(known.splits)}, got '{split}'"
         return Fault(data_root(config), rule, "name one of them; see `setr-fast data list`")
-    looked = " or ".join(files.picture.format(split=split) for files in known.files)
-    rule = f"split '{split}' of {config.dataset} must lie in {looked}, got no such pictures"
-    remedy = "check --data.root, or unpack the archives again"
-    if known.prepared:
-        remedy = f"run `setr-fast data prepare {config.dataset} {data_root(config)}`, or check --data.root"
-    return Fault(data_root(config), rule, remedy)
+    there = [files for files in known.files if not files.splits or split in files.splits]
+    lists = [files.listing.format(split=split) for files in there if files.listing]
+    missing = next((name for name in lists if not (data_root(config) / name).is_file()), None)
+    looked = " or ".join(dict.fromkeys(files.picture.format(split=split) for files in there))
+    got = "no such pictures" if missing is None else f"no list {missing}"
+    rule = f"split '{split}' of {config.dataset} must lie in {looked}, got {got}"
+    return Fault(data_root(config), rule, _remedy(config))
+
+
+def _elsewhere(config: DataConfig, split: str) -> Fault:
+    """Return the fault of a known set in one of the general layouts, of whose split there is nothing."""
+    assert config.dataset is not None
+    root, known = data_root(config), known_set(config.dataset)
+    folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    got = some(sorted(folders)) or "no folders"
+    rule = f"split '{split}' of {config.dataset} must lie as {known.layout}, got {got}"
+    return Fault(root, rule, _remedy(config))
+
+
+def _remedy(config: DataConfig) -> str:
+    assert config.dataset is not None
+    if known_set(config.dataset).prepared:
+        return f"run `setr-fast data prepare {config.dataset} {config.root}`, or check --data.root"
+    return "check --data.root, or unpack the archives again"
 
 
 def _parts(found: Scan) -> Scan:
