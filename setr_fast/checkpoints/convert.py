@@ -77,10 +77,13 @@ def convert(source: Path, result: Path, config: ConvertConfig) -> dict[str, Any]
             "rewritten": made.changed,
             "differences": made.differences,
             "dead_keys": list(made.dead),
+            "limits": made.limits,
             "read_back": "equal to the bit",
         }
         for name, told in made.differences.items():
             _LOG.warning("%s has another %s: %s", target, name, told)
+        if made.limits:
+            _LOG.warning("%s: its own code cannot build this model: %s", target, "; ".join(made.limits))
         weights, beside = result, result.with_name(result.name + "." + NAME)
     values = certificate(
         source, weights, read.account, model, family=read.family, target=target, extra=read.extra, forward=forward

@@ -14,6 +14,7 @@ from setr_fast.checkpoints.configs import ForeignConfig
 from setr_fast.checkpoints.families import FAMILIES, Shapes
 from setr_fast.checkpoints.peer_config import config_text, peer_config
 from setr_fast.checkpoints.peer_layout import to_layout
+from setr_fast.checkpoints.peer_limits import limits
 from setr_fast.checkpoints.resolve import resolve_spec
 from setr_fast.checkpoints.rules import export_tensors
 from setr_fast.errors import ConfigError
@@ -55,6 +56,8 @@ class Exported:
     """Fields that the code base has otherwise, without influence on logits at the training size."""
     dead: tuple[str, ...]
     """Keys that only strict loading wants; they hold zeros."""
+    limits: list[str]
+    """Why the code base's own code cannot build the model; empty where it can."""
 
 
 def export(family: str, spec: ModelSpec, state: dict[str, Tensor]) -> Exported:
@@ -78,7 +81,9 @@ def export(family: str, spec: ModelSpec, state: dict[str, Tensor]) -> Exported:
         for name in sorted(_SPEAKING)
         if getattr(read, name) != getattr(layout, name)
     }
-    return Exported(family, read, tensors_of, tensors | dead, config, changed, differences, tuple(dead))
+    return Exported(
+        family, read, tensors_of, tensors | dead, config, changed, differences, tuple(dead), limits(family, read)
+    )
 
 
 def write_export(made: Exported, path: Path) -> dict[str, str]:

@@ -158,13 +158,16 @@ def _official(spec: ModelSpec) -> Config:
         "embed_dim": spec.width,
         "depth": spec.depth,
         "num_heads": spec.num_heads,
+        "mlp_ratio": _ratio(spec.mlp_ratio),
         "num_classes": spec.num_classes,
         "drop_rate": spec.dropout,
+        "drop_path_rate": spec.drop_path,
         "pos_embed_interp": True,
         "align_corners": False,
         "random_init": True,  # else its constructor fetches ImageNet weights
     }
-    backbone |= {"mla_channels": spec.head_channels, "mla_index": spec.taps} if mla else {}
+    norm_cfg = {"type": "SyncBN", "requires_grad": True}
+    backbone |= {"mla_channels": spec.head_channels, "mla_index": spec.taps, "norm_cfg": norm_cfg} if mla else {}
     kind = "VIT_MLAHead" if mla else "VisionTransformerUpHead"
     head: Config = {
         "type": kind,
@@ -172,7 +175,7 @@ def _official(spec: ModelSpec) -> Config:
         "channels": 512,
         "img_size": side,
         "num_classes": spec.num_classes,
-        "norm_cfg": {"type": "SyncBN", "requires_grad": True},
+        "norm_cfg": norm_cfg,
         "align_corners": spec.align_corners,
         "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
     }
@@ -239,11 +242,9 @@ def _segmenter(spec: ModelSpec) -> Config:
 
 
 def _segmenter_backbone(spec: ModelSpec, kind: str) -> str:
-    """Its loader fetches the ImageNet weights of this name before it loads the file."""
-    if spec.distilled:
-        return "deit_base_distilled_patch16_384" if spec.width == 768 else "deit_custom"
-    size = {192: "tiny", 384: "small", 768: "base", 1024: "large"}.get(spec.width)
-    return f"vit_{size}_patch{spec.patch_size}_384" if size else f"{kind}_custom"
+    """A name that its loader does not know: of one it knows, it fetches ImageNet weights before it loads the file."""
+    kind = "deit_distilled" if spec.distilled else kind
+    return f"{kind}_{spec.width}_{spec.depth}_patch{spec.patch_size}"
 
 
 def _paddleseg(spec: ModelSpec) -> Config:
@@ -267,6 +268,8 @@ def _paddleseg(spec: ModelSpec) -> Config:
     if setr:
         model = {"type": "SegmentationTransformer", **model, "head": spec.head, "align_corners": spec.align_corners}
         model["backbone_indices"] = list(spec.taps)
+        if spec.head == "mla":
+            model |= {"mla_channels": spec.head_channels, "mlahead_channels": spec.branch_channels}
     elif spec.head == "mask":
         model = {"type": "MaskSegmenter", **model, "h_embed_dim": spec.decoder_width, "h_depth": spec.decoder_depth}
         model |= {"h_num_heads": spec.decoder_num_heads, "h_mlp_ratio": _ratio(spec.decoder_mlp_ratio)}

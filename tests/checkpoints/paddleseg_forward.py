@@ -17,7 +17,7 @@ KINDS = {kind.__name__: kind for kind in (LinearSegmenter, MaskSegmenter, Segmen
 
 
 def main(folder: Path) -> None:
-    """Write logits.npy beside the model.yml, model.pdparams and pictures.npy of a folder, all in float64."""
+    """Write logits.npz beside the model.yml, model.pdparams and pictures.npz of a folder, all in float64."""
     model = yaml.safe_load((folder / "model.yml").read_text())["model"]
     backbone = {key: value for key, value in model.pop("backbone").items() if key != "type"}
     network = KINDS[model.pop("type")](backbone=VisionTransformer(**backbone), **model)
@@ -29,9 +29,9 @@ def main(folder: Path) -> None:
     assert not missing, missing
     assert not unexpected, unexpected
     network.eval()
-    with paddle.no_grad():
-        logits = network(paddle.to_tensor(np.load(folder / "pictures.npy")))[0]
-    np.save(folder / "logits.npy", logits.numpy())
+    with paddle.no_grad(), np.load(folder / "pictures.npz") as pictures:
+        logits = {name: network(paddle.to_tensor(pictures[name]))[0].numpy() for name in pictures}
+    np.savez(folder / "logits.npz", **logits)
 
 
 if __name__ == "__main__":

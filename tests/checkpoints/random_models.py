@@ -88,7 +88,10 @@ def _setr(head: str, values: dict[str, Any], draw: random.Random) -> dict[str, A
     fixed: dict[str, Any] = {"pos_resize": "none", "resize_to": "input", "loss_averaging": "all"}
     if head == "mla":
         fixed |= {"class_token": "drop", "conv_bias": False, "classifier_kernel": 3, "head_align_corners": True}
-    return fixed | _up(head, draw.choice((1, 3))) | _two_thirds(values)
+    fixed |= _up(head, draw.choice((1, 3)))
+    if head == "pup" and values["patch_size"] != 16:  # it enlarges 16 times, whatever the patches
+        fixed["head_scales"] = (2, 2, 2, 2)
+    return fixed | _two_thirds(values)
 
 
 def _mmseg(head: str, values: dict[str, Any], draw: random.Random) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from setr_fast.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 
 _ENCODER = timm_keys("backbone.", norm=False, dist="")
 _DEAD_CHANNELS = 512
+_PUP_FACTOR = 16  # between the tokens and what its main head returns
 # By depth; FoodSeg103's fork has taps of its own.
 _TAPS: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
     "naive": {24: ((9, 14, 19, 23),), 12: ((2, 5, 8, 11),)},
@@ -80,7 +81,10 @@ def _find(shapes: Shapes) -> Found:
     head = "naive" if stages == 1 else "pup"
     fields |= {"head": head, "class_token": "keep", **main.main_fields(shapes)}
     found = Found(fields, rows, _published(head, fields), levels=1)
-    found.asked = ask_scales("head_scales", up_scales(head, stages, main=True), fields)
+    scales = up_scales(head, stages, main=True)
+    if head == "pup" and scales and fields["patch_size"] != _PUP_FACTOR:  # its last factor is 2, whatever the picture
+        scales = (*scales[:-1], 2)
+    found.asked = ask_scales("head_scales", scales, fields)
     aux = shapes.count("auxiliary_head.{}.norm.weight")
     fields["aux_levels"] = tuple(range(aux))
     if aux:
