@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -141,20 +140,32 @@ def test_forcing_one_op_leaves_the_others_alone_and_never_falls_back(op: Op) -> 
 
 
 def test_the_environment_variable_forces_and_is_checked() -> None:
-    code = (
-        "import setr_fast, torch; z = torch.zeros(1, dtype=torch.uint8)\n"
-        "print(setr_fast.ops.OPS['confusion_matrix'].choose(z, z, 2, 255))"
-    )
-    for value, expected in (
-        ("reference", "reference"),
-        ("confusion_matrix=reference", "reference"),
-        ("warp", "must name"),
-        ("nop=reference", "no op nop"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "SETR_FAST_BACKEND": value}
-        )
-        assert expected in done.stdout + done.stderr, value
+    """Each value in a fork of one process that has torch, and not yet this package."""
+    code = """
+import os, sys, torch
+for value in sys.argv[1:]:
+    sys.stdout.flush()
+    if os.fork() == 0:
+        os.dup2(1, 2)
+        os.environ["SETR_FAST_BACKEND"] = value
+        print("value", value, flush=True)
+        import setr_fast
+        z = torch.zeros(1, dtype=torch.uint8)
+        print(setr_fast.ops.OPS["confusion_matrix"].choose(z, z, 2, 255))
+        sys.exit()
+    os.wait()
+"""
+    expected = {
+        "reference": "reference",
+        "confusion_matrix=reference": "reference",
+        "warp": "must name",
+        "nop=reference": "no op nop",
+    }
+    done = subprocess.run([sys.executable, "-c", code, *expected], capture_output=True, text=True)
+    said = dict(text.split("\n", 1) for text in done.stdout.split("value ")[1:])
+    assert said.keys() == expected.keys(), done.stderr
+    for value, text in expected.items():
+        assert text in said[value], value
 
 
 def test_torch_compile_sees_one_op_without_a_graph_break(op: Op) -> None:

@@ -27,6 +27,11 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Config]:
     """Return a function that makes a configuration; its arguments go into [train]."""
+    return tiny_in(tmp_path)
+
+
+def tiny_in(folder: Path) -> Callable[..., Config]:
+    """Return a function that makes configurations of runs in a folder."""
 
     def make(run: str = "run", *, fsdp: bool = False, resume: bool = False, workers: int = 0, **train: Any) -> Config:
         values: dict[str, Any] = {
@@ -45,7 +50,7 @@ def tiny(tmp_path: Path) -> Callable[..., Config]:
             augment=AugmentConfig(crop=(32, 32)),
             optim=OptimConfig(warmup_steps=2),
             train=TrainConfig(**(values | train)),
-            run_dir=tmp_path / run,
+            run_dir=folder / run,
             resume=resume,
             fsdp=fsdp,
         )

@@ -16,7 +16,8 @@ from typing import Any
 from setr_fast.config import Config
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "setr_fast.train.launch"])
+# What a run imports at its first step is loaded once, too: a second of processor time per rank.
+_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "setr_fast.train.launch", "setr_fast.data.scenes"])
 
 
 def free_port() -> int:
@@ -39,7 +40,7 @@ def start(world_size: int, config: Config, log: Path, before: Callable[[], None]
     return ranks
 
 
-def wait(ranks: list[BaseProcess], seconds: float = 120.0) -> list[int]:
+def wait(ranks: list[BaseProcess], seconds: float = 300.0) -> list[int]:
     """Wait for the ranks and return their exit codes; those that are still there at the end are killed."""
     deadline = time.monotonic() + seconds
     for process in ranks:
@@ -56,6 +57,20 @@ def run_ranks(world_size: int, config: Config, log: Path, **options: Any) -> Non
     codes = wait(start(world_size, config, log, **options))
     texts = "\n".join(file.read_text() for file in sorted(log.iterdir()))
     assert codes == [0] * world_size, f"exit codes {codes}\n{texts[-4000:]}"
+
+
+def hosts_of_two() -> None:
+    """Have four ranks believe that they are on two hosts, and say how their weights are spread."""
+    from setr_fast.train import parallel
+
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    shard = parallel.fully_shard
+
+    def told(module: Any, **options: Any) -> Any:
+        print("spread over", tuple(options["mesh"].shape), options["reshard_after_forward"], flush=True)
+        return shard(module, **options)
+
+    parallel.fully_shard = told  # type: ignore[assignment]
 
 
 def _rank(rank: int, world_size: int, port: int, config: Config, log: str, before: Callable[[], None] | None) -> None:

@@ -27,7 +27,7 @@ from setr_fast.train.launch import run
 from setr_fast.train.options import ParallelConfig, TrainConfig
 from setr_fast.train.prepare import prepare
 from setr_fast.train.ranks import Ranks, joined
-from tests.train.processes import run_ranks
+from tests.train.processes import hosts_of_two, run_ranks
 
 Make = Callable[..., Config]
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -55,34 +55,12 @@ def test_everything_at_once_takes_the_steps_of_one_plain_process(tiny: Make, tmp
     assert _losses(config) == pytest.approx(_losses(plain), rel=1e-5)
 
 
-def _hosts_of_two() -> None:
-    """Have four ranks believe that they are on two hosts, and say how their weights are spread."""
-    os.environ["LOCAL_WORLD_SIZE"] = "2"
-    shard = parallel.fully_shard
-
-    def told(module: Any, **options: Any) -> Any:
-        print("spread over", tuple(options["mesh"].shape), options["reshard_after_forward"], flush=True)
-        return shard(module, **options)
-
-    parallel.fully_shard = told  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize(
-    ("options", "spread"),
-    [
-        (ParallelConfig(replicas=0), "(2, 2) False"),
-        (ParallelConfig(reshard="host"), "(4,) 2"),
-    ],
-    ids=["a copy per host", "kept in shards of a host"],
-)
-def test_ranks_on_two_hosts_take_the_steps_of_one_process(
-    tiny: Make, tmp_path: Path, options: ParallelConfig, spread: str
-) -> None:
+def test_a_copy_per_host_takes_the_steps_of_one_process(tiny: Make, tmp_path: Path) -> None:
     plain = tiny("plain", steps=3, validate_every=3)
     run(plain, [])
-    config = replace(tiny("hosts", steps=3, validate_every=3, fsdp=True), parallel=options)
-    run_ranks(4, config, tmp_path / "log", before=_hosts_of_two)
-    assert (tmp_path / "log" / "3").read_text().count(f"spread over {spread}") >= 4, "each block"
+    config = replace(tiny("hosts", steps=3, validate_every=3, fsdp=True), parallel=ParallelConfig(replicas=0))
+    run_ranks(4, config, tmp_path / "log", before=hosts_of_two)
+    assert (tmp_path / "log" / "3").read_text().count("spread over (2, 2) False") >= 4, "each block"
     assert _losses(config) == pytest.approx(_losses(plain), rel=1e-5)
 
 

@@ -17,6 +17,7 @@ import torch
 from setr_fast.config import Config, to_toml
 from setr_fast.train import checkpoint
 from setr_fast.train.launch import run
+from tests.train.processes import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,46 +35,31 @@ def _torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("flags", [["--fsdp"], ["--no-fsdp"]], ids=["fsdp", "replicas"])
-def test_two_ranks_under_torchrun_follow_one_rank(
-    tiny: Callable[..., Config], tmp_path: Path, flags: list[str]
-) -> None:
-    """Two ranks with half the batch each take the steps that one rank takes; Segmenter draws in encoder and decoder."""
-    config = tiny("one", steps=4, validate_every=4)
-    config = replace(config, model=replace(config.model, name="segmenter_mask_vit_t16", head_channels=None))
+def _config(tiny: Callable[..., Config], name: str, *, fsdp: bool = False) -> Config:
+    """Return a short run of Segmenter, which draws in encoder and decoder."""
+    config = tiny(name, steps=4, validate_every=4, save_every=2, fsdp=fsdp)
+    return replace(config, model=replace(config.model, name="segmenter_mask_vit_t16", head_channels=None))
+
+
+def test_two_ranks_follow_one_rank_under_torchrun_and_as_replicas(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """Two ranks with half the batch each take the steps that one rank takes, sharded or not."""
+    config, replicas = _config(tiny, "one"), _config(tiny, "replicas")
     run(config, [])
     file = tmp_path / "c.toml"
     file.write_text(to_toml(replace(config, run_dir=None)))
-    done = _torchrun("--config", str(file), "--run-dir", str(tmp_path / "two"), *flags)
+    done = _torchrun("--config", str(file), "--run-dir", str(tmp_path / "two"), "--fsdp")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert config.run_dir is not None
-    one, two = _losses(config.run_dir), _losses(tmp_path / "two")
-    assert two == pytest.approx(one, rel=1e-5)
     assert done.stdout.count("checkpoint") == 1, "one rank speaks"
+    run_ranks(2, replicas, tmp_path / "log")
+    assert config.run_dir is not None
+    assert replicas.run_dir is not None
+    one = _losses(config.run_dir)
+    assert len(one) == 4
+    assert _losses(tmp_path / "two") == pytest.approx(one, rel=1e-5)
+    assert _losses(replicas.run_dir) == pytest.approx(one, rel=1e-5)
 
 
-def test_nproc_starts_the_ranks_itself(tiny: Callable[..., Config], tmp_path: Path) -> None:
-    file = tmp_path / "c.toml"
-    file.write_text(to_toml(replace(tiny(steps=2, validate_every=2), run_dir=None)))
-    argv = [
-        sys.executable,
-        "-m",
-        "setr_fast.train",
-        "--config",
-        str(file),
-        "--run-dir",
-        str(tmp_path / "run"),
-        "--fsdp",
-        "--nproc",
-        "2",
-    ]
-    done = subprocess.run(
-        argv, cwd=ROOT, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
-
-
+@pytest.mark.slow  # of ranks that were not started by torchrun, test_resume.py shows it by default
 def test_two_ranks_resume_to_the_bit_batch_statistics_included(tiny: Callable[..., Config], tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(to_toml(replace(tiny(steps=4, validate_every=2, save_every=2), run_dir=None)))

@@ -17,7 +17,8 @@ from setr_fast.engine.checkpoints import weights_sha256
 from setr_fast.nn import chance
 from setr_fast.nn.batch_norm import SyncedBatchNorm, synchronise
 from setr_fast.train.launch import run
-from tests.train.processes import run_ranks
+from setr_fast.train.options import ParallelConfig
+from tests.train.processes import hosts_of_two, run_ranks
 
 Make = Callable[..., Config]
 
@@ -29,7 +30,10 @@ def losses(folder: Path | None) -> list[float]:
 
 
 def test_one_two_and_four_sharded_ranks_give_the_same_loss_curve(tiny: Make, tmp_path: Path) -> None:
-    """Twenty steps of a SETR-PUP with batch norm, dropout, stochastic depth, clipping and averaged weights."""
+    """Twenty steps of a SETR-PUP with batch norm, dropout, stochastic depth, clipping and averaged weights.
+
+    Four ranks believe that they are on two hosts, and keep weights in shards of a host.
+    """
 
     def config(name: str) -> Config:
         made = tiny(name, steps=20, validate_every=20, batch_size=4, ema=0.9, fsdp=True)
@@ -40,9 +44,12 @@ def test_one_two_and_four_sharded_ranks_give_the_same_loss_curve(tiny: Make, tmp
     expected = losses(one.run_dir)
     assert len(set(expected)) == 20
     for world_size in (2, 4):
-        several = config(f"on{world_size}")
-        run_ranks(world_size, several, tmp_path / f"log{world_size}")
+        several, log = config(f"on{world_size}"), tmp_path / f"log{world_size}"
+        if world_size == 4:
+            several = replace(several, parallel=ParallelConfig(reshard="host"))
+        run_ranks(world_size, several, log, before=hosts_of_two if world_size == 4 else None)
         assert losses(several.run_dir) == pytest.approx(expected, rel=1e-5)
+    assert (log / "3").read_text().count("spread over (4,) 2") >= 4, "each block"
 
 
 def test_replicas_that_work_in_parts_follow_one_process_that_does(tiny: Make, tmp_path: Path) -> None:
