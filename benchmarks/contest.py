@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import synchronize, turned, undisturbed
+from benchmarks.harness import undisturbed
 from benchmarks.machine import DEVICE
 from benchmarks.memory import peak_extra_bytes
-from benchmarks.parity import Ledger, outputs_of, poison, poisoned_allocations
+from benchmarks.parity import Ledger, poison, poisoned_allocations
 from benchmarks.ring import VALUES, Arguments, Ring
 from benchmarks.rows import Parity
+from setr_fast.measure import in_turns, outputs_of, synchronize
 
 SHORTEST = 1e-3
 """Seconds that a sample lasts at least: shorter calls are repeated, up to MOST_CALLS times, each on other memory."""
 MOST_CALLS = 32
+MANY = 20
+"""Times SHORTEST above which a call needs no further one to warm up: its rounds are many calls' worth."""
 FACTOR = 2.0
 """Times the reference's own error that a side's error may be."""
 
@@ -37,6 +40,9 @@ class Side:
     """Whether a wrong result fails the benchmark; a foreign side's rows are only kept out of the tables."""
     truth: Callable[[Arguments], Any] | None = None
     """What is right for this side alone, where it computes another function than the others."""
+    clock: Callable[[], float] | None = None
+    """Seconds of the calls since it was last asked, of a side that reads its own clock: what surrounds the work, such
+    as passing tensors to another process, is no part of it."""
 
 
 @dataclass
@@ -85,7 +91,10 @@ class Contest:
             self.outcome.peak_extra_bytes = {name: self._peak(name) for name in calls}
             for name in calls:  # to get hold of memory again
                 self._sample(name, 0, 1)
-        self.outcome.seconds = undisturbed(lambda: self._rounds(calls, rounds, seconds))
+        samples = {n: lambda turn, n=n, c=c: self._sample(n, turn % VALUES, c) for n, c in calls.items()}  # type: ignore[misc]
+        self.outcome.seconds = undisturbed(
+            lambda: in_turns(samples, rounds=rounds, seconds=seconds, least=VALUES),
+        )
         for name in calls:
             side = self.sides[name]
             verdict = self.ledgers[name].parity(self.ledgers[side.like], self.exact[name], side.factor)
@@ -95,13 +104,15 @@ class Contest:
         return self.outcome
 
     def _first(self, name: str) -> int:
-        """Call a side once per set of values, the first on poisoned memory; return its calls per sample."""
+        """Call a side on poisoned memory, then warm it up; return its calls per sample."""
         side = self.sides[name]
         self.ledgers[name] = Ledger(torch.finfo(side.dtype).eps if side.dtype.is_floating_point else 0.0)
         try:
             with poisoned_allocations():
                 self._check(name, 0, [side.run(*self.ring.next(0))])
-            shortest = min(self._sample(name, index, 1) for index in range(VALUES))
+            shortest = self._sample(name, 0, 1)
+            for index in range(1, VALUES if shortest < MANY * SHORTEST else 1):
+                shortest = min(shortest, self._sample(name, index, 1))
         except Exception as error:
             self.sides.pop(name)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -111,23 +122,16 @@ class Contest:
             return 0
         return min(MOST_CALLS, max(1, round(SHORTEST / shortest)))
 
-    def _rounds(self, calls: dict[str, int], rounds: int, seconds: float) -> dict[str, list[float]]:
-        """At least one round per set of values, at most ``rounds``, stopping after ``seconds``, checks included."""
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        started = time.perf_counter()
-        for turn in range(rounds):
-            for name in turned(list(calls), turn):
-                times[name].append(self._sample(name, turn % VALUES, calls[name]))
-            if turn + 1 >= VALUES and time.perf_counter() - started > seconds:
-                break
-        return times
-
     def _sample(self, name: str, index: int, count: int) -> float:
         """Time ``count`` calls of a side and check all their outputs; return seconds per call."""
         run = self.sides[name].run
         arguments = [self.ring.next(index) for _ in range(count)]
         poison(self._held.get(name, []), count)
+        clock = self.sides[name].clock
+        if clock is not None:
+            clock()
         results, elapsed = _timed(lambda: [run(*each) for each in arguments])
+        elapsed = elapsed if clock is None else clock()
         self._check(name, index, results)
         return elapsed / count
 

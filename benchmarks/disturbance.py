@@ -17,6 +17,10 @@ SHORTEST = 0.2
 """Seconds below which the kernel's ticks of a hundredth of a second say too little."""
 
 
+companions: set[int] = set()
+"""Processes of ours, still running, that do part of what is timed: their time is not that of others."""
+
+
 @dataclass(frozen=True)
 class Disturbance:
     """Shares of all processors' time: of other processes, and of other guests of the host."""
@@ -53,9 +57,18 @@ def read_clock() -> Clock | None:
         return None
     user, nice, system, idle, iowait, irq, softirq, steal = (ticks / os.sysconf("SC_CLK_TCK") for ticks in fields)
     times = os.times()
-    own = times.user + times.system + times.children_user + times.children_system
+    own = times.user + times.system + times.children_user + times.children_system + sum(map(_spent, companions))
     busy = user + nice + system + irq + softirq
     return Clock(busy, steal, busy + idle + iowait + steal, own)
+
+
+def _spent(pid: int) -> float:
+    """Return the processor time of another process in seconds; none if it has ended."""
+    try:
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def between(before: Clock | None, after: Clock | None) -> Disturbance | None:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
-
 from benchmarks.disturbance import Disturbance, between, read_clock
-from benchmarks.machine import RESULTS, ROOT, git, machine
-
-__all__ = ["RESULTS", "ROOT", "git", "interleaved", "machine", "quantiles", "ratio", "undisturbed", "worst_disturbance"]
+from setr_fast.measure import clocked, in_turns
 
 T = TypeVar("T")
 ATTEMPTS = 3
@@ -33,7 +27,8 @@ def interleaved(
     """
     for run in sides.values():
         run()
-    return undisturbed(lambda: _rounds(sides, rounds, seconds))
+    samples = {name: lambda _, run=run: clocked(run) for name, run in sides.items()}  # type: ignore[misc]
+    return undisturbed(lambda: in_turns(samples, rounds=rounds, seconds=seconds))
 
 
 def undisturbed(measure: Callable[[], T]) -> T:
@@ -52,26 +47,6 @@ def undisturbed(measure: Callable[[], T]) -> T:
     return kept[1]
 
 
-def turned(names: list[str], turn: int) -> list[str]:
-    """Return the order of one round: each side comes first, second, ... equally often."""
-    return names[turn % len(names) :] + names[: turn % len(names)]
-
-
-def _rounds(sides: dict[str, Callable[[], Any]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    started = time.perf_counter()
-    for turn in range(rounds):
-        for name in turned(list(sides), turn):
-            synchronize()
-            before = time.perf_counter()
-            sides[name]()
-            synchronize()
-            times[name].append(time.perf_counter() - before)
-        if turn >= 2 and time.perf_counter() - started > seconds:
-            break
-    return times
-
-
 def worst_disturbance() -> dict[str, Any]:
     """Return, and forget, what the measurements since the last call suffered from others: fields of a row."""
     known = [found for found in disturbances if found is not None]
@@ -83,22 +58,3 @@ def worst_disturbance() -> dict[str, Any]:
         "steal": round(max(found.steal for found in known), 4),
         "disturbed": any(found.heavy for found in known),
     }
-
-
-def quantiles(values: list[float]) -> dict[str, float]:
-    """Return median, 20th and 80th percentile."""
-    if len(values) < 2:
-        return {"median": values[0], "p20": values[0], "p80": values[0]}
-    cuts = statistics.quantiles(values, n=5, method="inclusive")
-    return {"median": statistics.median(values), "p20": cuts[0], "p80": cuts[3]}
-
-
-def ratio(baseline: list[float], ours: list[float]) -> dict[str, float]:
-    """Return how many times faster ``ours`` is, round by round: a disturbed round disturbs both of its sides."""
-    return quantiles([b / o for b, o in zip(baseline, ours, strict=True)])
-
-
-def synchronize() -> None:
-    """Wait for the card, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -19,6 +19,7 @@ from benchmarks import stamp
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PEERS = ("mmsegmentation", "mmcv-lite", "transformers")
 UNKNOWN_CACHE = 2**26
 """Bytes of last-level cache taken for granted where the system does not tell."""
 
@@ -45,9 +46,9 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Return what else a figure depends on: triton, xformers; with a card also CUDA, cuDNN, ptxas, driver, power."""
+    """Return what else a figure depends on: triton, xformers, peers; with a card also CUDA, cuDNN, ptxas, driver."""
     found: dict[str, Any] = {}
-    for name in ("triton", "xformers"):
+    for name in ("triton", "xformers", *PEERS):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -56,6 +57,11 @@ def versions() -> dict[str, Any]:
         return found
     found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "ptxas": _ptxas()}
     return found | _asked_of_driver("driver_version", "clocks.max.sm", "power.limit")
+
+
+def note_versions(found: dict[str, Any]) -> None:
+    """Add to the facts of this run what runs in another process than this one."""
+    machine()["versions"].update(found)
 
 
 def clocks_mhz() -> list[float]:

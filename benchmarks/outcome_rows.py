@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.ceilings import shares
 from benchmarks.contest import Contest, Outcome
-from benchmarks.harness import quantiles, ratio
 from benchmarks.ring import Arguments
 from benchmarks.rows import Parity, Row
+from setr_fast.measure import quantiles, ratio
 
 
 def rows_of(contest: Contest, outcome: Outcome, baseline: str, **common: Any) -> list[Row]:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.rows import Parity
-
-FLOOR_ULP = 4
-"""Units in the last place of the largest value that any error may have: a reference may be exact by chance."""
-CHUNK = 2**22
-
-
-def outputs_of(value: Any) -> list[Tensor]:
-    """Return the tensors that a call gave."""
-    return [t for t in (value if isinstance(value, tuple | list) else [value]) if isinstance(t, Tensor)]
+from setr_fast.measure import error_of, floor_of, larger
 
 
 def poison(like: Sequence[Tensor], copies: int = 1) -> None:
@@ -63,7 +53,7 @@ class Ledger:
             return
         found = [error_of(g, e) for g, e in zip(got, exact, strict=True)]
         known = self.errors.setdefault(index, found)
-        self.errors[index] = [_worse(a, b) for a, b in zip(known, found, strict=True)]
+        self.errors[index] = [larger(a, b) for a, b in zip(known, found, strict=True)]
 
     def parity(self, own: Ledger, exact: list[list[Tensor]], factor: float | None) -> Parity:
         """Return the verdict: errors within ``factor`` times those of ``own``, or none at all where that is None."""
@@ -74,40 +64,13 @@ class Ledger:
                 if index not in own.errors:
                     return Parity(False, error, 0.0, self.checked, "there is no reference to hold it against")
                 if factor is not None and exact[index][position].is_floating_point():
-                    allowed = factor * own.errors[index][position] + own.floor(exact[index][position])
+                    allowed = factor * own.errors[index][position] + floor_of(exact[index][position], own.eps)
                 if not error <= allowed:
                     why = f"output {position} is off by {error:.3g}, may be by {allowed:.3g}"
                     return Parity(False, error, allowed, self.checked, worst.why or why)
                 if error * worst.allowed >= worst.error * allowed:
                     worst = Parity(worst.passed, error, allowed, self.checked, worst.why)
         return worst
-
-    def floor(self, exact: Tensor) -> float:
-        """Return the error that rounding the result alone may make."""
-        finite = exact.masked_fill(~exact.isfinite(), 0.0)
-        return FLOOR_ULP * self.eps * float(finite.abs().max()) if exact.numel() else 0.0
-
-
-def error_of(got: Tensor, exact: Tensor) -> float:
-    """Return the largest difference; NaN where one of them is NaN alone, 0 where they are equal."""
-    worst = 0.0
-    got, exact = got.detach().reshape(-1), exact.detach().reshape(-1)
-    for start in range(0, got.numel(), CHUNK):
-        a, b = got[start : start + CHUNK], exact[start : start + CHUNK]
-        if a.dtype == b.dtype and torch.equal(a, b):
-            continue
-        low, high = (b.double() - a).aminmax()
-        found = max(abs(float(low)), abs(float(high)))
-        if not math.isfinite(found):  # inf equals inf, and NaN equals NaN
-            same = (a == b) | (a.isnan() & b.isnan())
-            found = float((b.double() - a).masked_fill_(same, 0.0).abs().max())
-        worst = _worse(worst, found)
-    return worst
-
-
-def _worse(a: float, b: float) -> float:
-    """Return the larger; NaN is larger than everything."""
-    return b if a == a and not b <= a else a
 
 
 def _shape_fault(got: list[Tensor], exact: list[Tensor]) -> str:

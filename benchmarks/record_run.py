@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, git, machine
+from benchmarks.machine import RESULTS, git, machine
 
 
 def row_of(name: str, run_dir: Path, metrics: Path, peak_from: Path | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.machine import RESULTS, ROOT
 from benchmarks.rows import read, refusal
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -23,7 +23,9 @@ TITLES = {
     "op": "Ops",
     "model": "Models",
     "job": "Jobs: files in, result out",
-    "peer": "Beside other code bases",
+    "loader": "Loader: training crops on one core, beside the same steps in other libraries",
+    "peer": "Beside other code bases, with the same weights",
+    "other design": "Beside other designs for the same task (no parity: different models; only speed compares)",
 }
 Row = dict[str, Any]
 
@@ -62,8 +64,6 @@ def newest(rows: list[Row]) -> list[Row]:
 def _comparison(row: Row) -> tuple[Any, ...]:
     if row["kind"] in ("trained", "checkpoint"):
         return row["kind"], row.get("run") or row.get("case"), row["machine"]
-    if row["kind"] == "loader":
-        return row["kind"], row["name"], row["case"], row["machine"]
     return row["kind"], row["name"], row["case"], row["direction"], row["dtype"], row["machine"]
 
 
@@ -98,7 +98,7 @@ def summary(rows: list[Row]) -> str:
     parts = []
     if trained := [row for row in rows if row["kind"] == "trained"]:
         parts.append(_trained(trained))
-    shown = [used(sides) for kind in TITLES for sides in comparisons(rows, kind)]
+    shown = [used(sides) for kind in TITLES if kind != "other design" for sides in comparisons(rows, kind)]
     lines = [_summary_cells(row) for row in shown if row["side"] != "reference"]  # kernels for cards have no side here
     if lines:
         head = ("what", "case", "used", "times faster than the reference", "than the strongest other way", "machine")
@@ -142,8 +142,6 @@ def report(rows: list[Row]) -> str:
         for kind, title in TITLES.items():
             if sides := comparisons(here, kind):
                 parts += [f"### {title}", _table(_HEAD, [cells for group in sides for cells in _sides(group)])]
-        if loader := [row for row in here if row["kind"] == "loader" and row["side"] != "fused"]:
-            parts += ["### Loader: our fused augmentation beside the same steps in other libraries", _loader(loader)]
         parts += [f"![{name}](benchmarks/{file})" for name, file in plots.files(here)]
         parts.append(_not_run(here))
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -178,11 +176,6 @@ def _sides(group: list[Row]) -> list[list[str]]:
             ]
         )
     return lines
-
-
-def _loader(rows: list[Row]) -> str:
-    cells = [[f"`{row['name']}` {row['case']}", row["side"], _spread(row["fused_ratio"])] for row in rows]
-    return _table(("what", "beside", "times faster"), cells)
 
 
 def _share(row: Row, name: str, share: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+OTHER_MAKE = ("checkpoint", "trained")
 Quantiles = dict[str, float]
 """Keys median, p20, p80."""
 
@@ -37,13 +38,14 @@ class Row:
     """One side of one comparison. Units: seconds, bytes, operations, shares of 1."""
 
     kind: str
-    """op: one operation; model: one network; job: files in, result out; peer: beside another code base."""
+    """op: one operation; model: one network; job: files in, result out; loader: pictures to training crops; peer:
+    beside another code base, same weights; other design: beside a network of another design."""
     name: str
     """Of the op, model or job."""
     case: str
     """Sizes in words, as the declaration names them."""
     direction: str
-    """forward, backward, inference, training step, or job."""
+    """forward, backward, inference, training step, crops, or job."""
     dtype: str
     """What is computed in: float32, bfloat16, ...; of an op on whole numbers, their type."""
     side: str
@@ -112,6 +114,8 @@ class Circumstances:
 
 def refusal(row: dict[str, Any]) -> str:
     """Return why a line must stay out of every table, or nothing."""
+    if row["kind"] not in OTHER_MAKE and "ratios" not in row:
+        return "of an older make, without the ratios to all sides of its comparison"
     if row["dirty"]:
         return "measured on a tree with uncommitted changes"
     if not row["commit"]:
@@ -124,9 +128,9 @@ def refusal(row: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and content of each line; of older op rows with today's names."""
+    """Yield the number and content of each line."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        yield number, upgraded(json.loads(line))
+        yield number, json.loads(line)
 
 
 def believed(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -139,17 +143,6 @@ def believed(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
             else:
                 rows.append(row)
     return rows, refused
-
-
-def upgraded(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a line with today's names: op rows once had op, backend, and the dtype at the end of the case."""
-    if row["kind"] != "op" or "op" not in row:
-        return row
-    case, comma, dtype = row["case"].rpartition(", ")
-    case, dtype = (case, dtype) if comma else (row["case"], "")
-    row = row | {"name": row["op"], "side": row["backend"], "dtype": dtype, "case": case}
-    row["direction"] = "backward" if "backward" in f"{row['op']} {case}" else "forward"
-    return row | {"ratios": {row["baseline"]: row["ratio"]}}
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

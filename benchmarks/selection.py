@@ -8,12 +8,12 @@ from typing import TypeVar
 import pytest
 
 T = TypeVar("T")
-MOST = 3
+MOST = 2
 """Cases per op in the default selection."""
 
 
 def spread(items: Sequence[T], most: int = MOST) -> list[T]:
-    """Return at most ``most`` of them: the first, the last, and some evenly between."""
+    """Return at most ``most`` (two or more) of them: the first, the last, and some evenly between."""
     if len(items) <= most:
         return list(items)
     step = (len(items) - 1) / (most - 1)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import setr_fast
-from benchmarks.harness import interleaved, quantiles, ratio
+from benchmarks.harness import interleaved
 from setr_fast.checkpoints.families import FAMILIES
 from setr_fast.checkpoints.rules import export_tensors
+from setr_fast.measure import quantiles, ratio
 from setr_fast.models.model import SegmentationModel, create_model
 
 PEAK = (

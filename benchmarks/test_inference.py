@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import setr_fast
-from benchmarks.harness import interleaved
-from benchmarks.outcome_rows import rows_of_times
+from benchmarks.job_contest import compare_jobs
 from benchmarks.rows import Parity
 from setr_fast.data.classes import ClassTable
 from setr_fast.engine.evaluator import evaluate
@@ -107,34 +106,24 @@ def test_slide_and_flip(
     model = create_model(name, num_classes=classes, image_size=window).eval()
     folder = Folder(size, classes, count, seed)
     config = InferenceConfig(mode="slide", flip=True)
-    counted: dict[str, list[np.ndarray]] = {ENGINE: [], PLAIN: []}
 
-    def engine() -> None:
-        counted[ENGINE].append(evaluate(model, folder, config).confusion)
-
-    def plain() -> None:
+    def plain() -> np.ndarray:
         with setr_fast.backend("reference"):
-            counted[PLAIN].append(plain_loop(model, folder))
+            return plain_loop(model, folder)
 
-    times = interleaved({ENGINE: engine, PLAIN: plain}, rounds=5, seconds=10.0)
-    verdict = {side: _verdict(found, counted[PLAIN][0]) for side, found in counted.items()}
-    rows = rows_of_times(
-        times,
-        verdict,
+    compare_jobs(
+        {ENGINE: lambda: evaluate(model, folder, config).confusion, PLAIN: plain},
+        _verdict,
         PLAIN,
-        kind="job",
+        ENGINE,
+        benchmark,
+        record,
+        seconds=10.0,
         name="slide and flip",
         case=f"{name}, {classes} classes, windows of {window}, {count} of {size[0]}x{size[1]}",
-        direction="job",
-        dtypes=dict.fromkeys(times, "float32"),
         size=[count, *size],
         pictures=count,
-        chosen=ENGINE,
     )
-    record(rows)
-    assert verdict[ENGINE].passed, verdict[ENGINE].why
-    benchmark.extra_info.update(ratio=rows[0].ratio["median"])
-    benchmark.pedantic(engine, rounds=1)
 
 
 def _verdict(found: list[np.ndarray], want: np.ndarray) -> Parity:

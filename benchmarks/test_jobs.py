@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ import pytest
 from PIL import Image
 
 import setr_fast
-from benchmarks.harness import interleaved
+from benchmarks.job_contest import compare_jobs
 from benchmarks.model_sides import FAST_HALF, HALF, OURS
-from benchmarks.outcome_rows import rows_of_times
-from benchmarks.rows import Parity, Row
+from benchmarks.rows import Parity
 from setr_fast.cli import main
 from setr_fast.ops._op import REFERENCE
 
 CLASSES, SIZE = 12, (240, 320)
 STEPS, BATCH, CROP, PICTURES = 4, 4, 128, 4
+SECONDS, DTYPE = 12.0, HALF if FAST_HALF else "float32"
 LOSS_OFF = 1e-3
 """How far, of its size, a mean loss of the steps may lie from the reference's: each step carries rounding on."""
 SCORE_OFF = 1e-3
@@ -74,17 +75,39 @@ def _evaluate(root: Path, checkpoint: Path, out: Path) -> list[float]:
 
 def test_training_on_a_folder(root: Path, benchmark: Any, record: Callable[[Any], None], tmp_path: Path) -> None:
     number = itertools.count()
-    sides = _sides(lambda: _train(root, tmp_path / f"run{next(number)}"))
-    case = f"setr_pup_vit_t16, {STEPS} steps of {BATCH} crops of {CROP}px, validation and checkpoint"
-    _compare(sides, "train", case, LOSS_OFF, [BATCH, CROP, CROP], STEPS * BATCH, benchmark, record)
+    compare_jobs(
+        _sides(lambda: _train(root, tmp_path / f"run{next(number)}")),
+        partial(_verdict, LOSS_OFF),
+        REFERENCE,
+        OURS,
+        benchmark,
+        record,
+        seconds=SECONDS,
+        dtype=DTYPE,
+        name="train",
+        case=f"setr_pup_vit_t16, {STEPS} steps of {BATCH} crops of {CROP}px, validation and checkpoint",
+        size=[BATCH, CROP, CROP],
+        pictures=STEPS * BATCH,
+    )
 
 
 def test_evaluating_a_folder(root: Path, benchmark: Any, record: Callable[[Any], None], tmp_path: Path) -> None:
     _train(root, tmp_path / "run")
     number = itertools.count()
-    sides = _sides(lambda: _evaluate(root, tmp_path / "run", tmp_path / f"{next(number)}.json"))
-    case = f"setr_pup_vit_t16, {PICTURES} pictures of {SIZE[0]}x{SIZE[1]}"
-    _compare(sides, "evaluate", case, SCORE_OFF, [PICTURES, *SIZE], PICTURES, benchmark, record)
+    compare_jobs(
+        _sides(lambda: _evaluate(root, tmp_path / "run", tmp_path / f"{next(number)}.json")),
+        partial(_verdict, SCORE_OFF),
+        REFERENCE,
+        OURS,
+        benchmark,
+        record,
+        seconds=SECONDS,
+        dtype=DTYPE,
+        name="evaluate",
+        case=f"setr_pup_vit_t16, {PICTURES} pictures of {SIZE[0]}x{SIZE[1]}",
+        size=[PICTURES, *SIZE],
+        pictures=PICTURES,
+    )
 
 
 def _sides(run: Callable[[], list[float]]) -> dict[str, Callable[[], list[float]]]:
@@ -95,45 +118,7 @@ def _sides(run: Callable[[], list[float]]) -> dict[str, Callable[[], list[float]
     return {REFERENCE: plain, OURS: run}
 
 
-def _compare(
-    sides: dict[str, Callable[[], list[float]]],
-    name: str,
-    case: str,
-    allowed: float,
-    size: list[int],
-    pictures: int,
-    benchmark: Any,
-    record: Callable[[Any], None],
-) -> None:
-    """Time the sides; what each timed run gave must lie near what the reference gave first."""
-    results: dict[str, list[list[float]]] = {side: [] for side in sides}
-
-    def noted(side: str) -> Callable[[], None]:
-        return lambda: results[side].append(sides[side]())
-
-    times = interleaved({side: noted(side) for side in sides}, rounds=5, seconds=12.0)
-    verdict = {side: _verdict(found, results[REFERENCE][0], allowed) for side, found in results.items()}
-    dtype = HALF if FAST_HALF else "float32"
-    rows: list[Row] = rows_of_times(
-        times,
-        verdict,
-        REFERENCE,
-        kind="job",
-        name=name,
-        case=case,
-        direction="job",
-        dtypes=dict.fromkeys(times, dtype),
-        size=size,
-        pictures=pictures,
-        chosen=OURS,
-    )
-    record(rows)
-    assert verdict[OURS].passed, verdict[OURS].why
-    benchmark.extra_info.update(ratio=rows[1].ratio["median"])
-    benchmark.pedantic(sides[OURS], rounds=1)
-
-
-def _verdict(found: list[list[float]], want: list[float], allowed: float) -> Parity:
+def _verdict(allowed: float, found: list[list[float]], want: list[float]) -> Parity:
     off = max(abs(got - right) / abs(right) for values in found for got, right in zip(values, want, strict=True))
     why = "" if off <= allowed else f"a result is off by {off:.2%}, may be by {allowed:.2%}"
     return Parity(not why, off, allowed, len(found), why)

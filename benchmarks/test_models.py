@@ -13,22 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import setr_fast
 from benchmarks.contest import Contest
 from benchmarks.machine import DEVICE
 from benchmarks.model_sides import captured, chosen_side, ladder, ops_of
+from benchmarks.networks import CLASSES, HEADS, facts, network, pictures, plainly
 from benchmarks.outcome_rows import finish, rows_of
 from benchmarks.ring import Arguments
 from benchmarks.selection import is_full
-from setr_fast.models.model import SegmentationModel, create_model
+from setr_fast.models.model import SegmentationModel
 from setr_fast.ops import upsample_argmax
 from setr_fast.ops._op import REFERENCE
 
-HEADS = ("setr_naive", "setr_pup", "setr_mla", "segmenter_linear", "segmenter_mask")
 SMALL = [("vit_t16", 256, 1)]
 LARGE = [("vit_l16", 512, 1), ("vit_l16", 768, 1)] if DEVICE == "cpu" else [("vit_l16", 512, 16), ("vit_l16", 768, 8)]
-CLASSES = 150
-NOTHING_RANDOM = {"drop_path": 0.0, "dropout": 0.0, "decoder_dropout": 0.0, "decoder_drop_path": 0.0}
 
 
 def comparisons() -> Iterator[Any]:
@@ -38,24 +35,6 @@ def comparisons() -> Iterator[Any]:
             default = (encoder == SMALL[0][0]) == (DEVICE == "cpu")
             marks = [] if default else [pytest.mark.full]
             yield pytest.param(head, encoder, size, batch, marks=marks, id=f"{head}_{encoder}-{size}px")
-
-
-def network(head: str, encoder: str, size: int, seed: int) -> SegmentationModel:
-    torch.manual_seed(seed)
-    return settled(create_model(f"{head}_{encoder}", CLASSES, size, **NOTHING_RANDOM).to(DEVICE))
-
-
-def settled(model: SegmentationModel) -> SegmentationModel:
-    """Give batch norms statistics of a trained network: with PyTorch's first ones all channels would fade."""
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.fill_(0.05)
-    return model
-
-
-def pictures(seed: int, batch: int, size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch, size, size, 3), generator=generator, dtype=torch.uint8).to(DEVICE)
 
 
 @pytest.mark.parametrize(("head", "encoder", "size", "batch"), list(comparisons()))
@@ -70,7 +49,7 @@ def test_inference(
     pytestconfig: pytest.Config,
 ) -> None:
     """Bytes in, a class per pixel out. Held to float64: the logits; beside it, how many pixels' classes agree."""
-    model = network(head, encoder, size, seed).eval()
+    model = network(f"{head}_{encoder}", size, seed).eval()
     exact = copy.deepcopy(model).double()
 
     def answer(net: SegmentationModel, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,11 +67,12 @@ def test_inference(
     sides, not_run = ladder(
         run, ops_of(lambda: run(*first)), full=is_full(pytestconfig), graph=lambda: captured(run, first)
     )
-    contest = Contest(sides, make, lambda a: _plainly(answer, exact, *a), not_run, compared=lambda result: [result[0]])
+    contest = Contest(sides, make, lambda a: plainly(answer, exact, *a), not_run, compared=lambda result: [result[0]])
     outcome = contest.run(rounds=9, seconds=4.0)
-    truth = _plainly(answer, exact, *first)[1]
+    truth = plainly(answer, exact, *first)[1]
     agreement = {n: float((contest.sides[n].run(*first)[1] == truth).float().mean()) for n in outcome.seconds}
-    rows = _rows(contest, outcome, head, encoder, size, batch, "inference", agreement)
+    common = facts(f"{head}_{encoder}", size, batch, "inference")
+    rows = rows_of(contest, outcome, REFERENCE, kind="model", chosen=chosen_side(), agreement=agreement, **common)
     record(rows)
     finish(rows, outcome, benchmark, run, first)
 
@@ -113,7 +93,7 @@ def test_training_step(
     Held to float64: the loss and all gradients, in one vector.
     """
     batch = max(batch, 2)
-    model = network(head, encoder, size, seed).train()
+    model = network(f"{head}_{encoder}", size, seed).train()
     exact = copy.deepcopy(model).double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
@@ -139,41 +119,12 @@ def test_training_step(
     contest = Contest(
         sides,
         make,
-        lambda a: _plainly(gradients, exact, *a),
+        lambda a: plainly(gradients, exact, *a),
         not_run,
         compared=lambda result: [result[0], torch.cat([g.flatten() for g in result[1]])],
     )
     outcome = contest.run(rounds=9, seconds=5.0)
-    rows = _rows(contest, outcome, head, encoder, size, batch, "training step", {})
+    common = facts(f"{head}_{encoder}", size, batch, "training step")
+    rows = rows_of(contest, outcome, REFERENCE, kind="model", chosen=chosen_side(), **common)
     record(rows)
     finish(rows, outcome, benchmark, step, first)
-
-
-def _plainly(run: Callable[..., Any], *args: Any) -> Any:
-    with setr_fast.backend(REFERENCE):
-        return run(*args)
-
-
-def _rows(
-    contest: Contest,
-    outcome: Any,
-    head: str,
-    encoder: str,
-    size: int,
-    batch: int,
-    direction: str,
-    agreement: dict[str, float],
-) -> list[Any]:
-    return rows_of(
-        contest,
-        outcome,
-        REFERENCE,
-        kind="model",
-        name=f"{head}_{encoder}",
-        case=f"{size}px, {CLASSES} classes, batch {batch}",
-        direction=direction,
-        size=[batch, size, size],
-        pictures=batch,
-        chosen=chosen_side(),
-        agreement=agreement,
-    )

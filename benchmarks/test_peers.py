@@ -7,6 +7,7 @@ both sides, in float32 on the processor; out come logits at full size.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,24 +15,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-import setr_fast
 from benchmarks import peers
 from benchmarks.contest import Contest, Side
 from benchmarks.model_sides import OURS
+from benchmarks.networks import HEADS, facts, inferring, network, normalised, plainly
 from benchmarks.outcome_rows import finish, rows_of
-from benchmarks.test_models import CLASSES, HEADS, settled
-from setr_fast.models.model import SegmentationModel, create_model
+from benchmarks.paddle_process import PaddleNetwork
+from setr_fast.models.model import SegmentationModel
 from setr_fast.ops._op import REFERENCE
 
 pytestmark = [pytest.mark.peers]
 LARGE = pytest.param("vit_l16", 512, 1, marks=pytest.mark.full)
 SIZES = [("vit_t16", 256, 1), LARGE]
-MMSEG = "mmsegmentation"
+MMSEG, PADDLE = "mmsegmentation", "PaddleSeg"
 WITHOUT_MAPPING = {"transformers SegFormer-B0": peers.segformer, "transformers EoMT": peers.eomt}
 FACTOR = 4.0
 """Times the other code base's own error that ours may be: two orders of the same operations, equally good."""
+AS_PADDLESEG = {"shared_modules": True, "head_channels": 256, "aux_channels": 256, "branch_channels": 128}
+DIFFERENT = "no parity: different model"
+SAME = 1e-4
+"""Share of the largest logit by which a peer may miss float64 and still be said to compute the same function."""
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -47,19 +51,63 @@ def test_beside_mmsegmentation(
     tmp_path: Path,
 ) -> None:
     """The same weights, through ``setr_fast.checkpoints``; logits at full size on both sides, held to float64."""
-    model = network(f"{head}_{encoder}", size, seed)
+    model = network(f"{head}_{encoder}", size, seed).eval()
     theirs = _or_skip(lambda: peers.mmsegmentation(model, tmp_path))
+    side = Side(inferring(theirs), torch.float32, MMSEG, FACTOR, ours=False)
+    _compare_mapped(MMSEG, side, model, facts(f"{head}_{encoder}", size, batch, "inference"), benchmark, record, seed)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("encoder", "size", "batch"), SIZES)
+def test_beside_paddleseg(
+    head: str,
+    encoder: str,
+    size: int,
+    batch: int,
+    benchmark: Any,
+    record: Callable[[Any], None],
+    seed: int,
+    tmp_path: Path,
+) -> None:
+    """As beside mmsegmentation; their forward runs, and is timed, in a process of its own.
+
+    Ours is shaped as theirs is: one module for what SETR has one of per level, heads of one width for all encoders.
+    """
+    model = network(f"{head}_{encoder}", size, seed, **AS_PADDLESEG).eval()
+    theirs = _or_skip(lambda: PaddleNetwork(model, tmp_path))
+    side = Side(theirs, torch.float32, PADDLE, FACTOR, ours=False, clock=theirs.seconds)
+    try:
+        _compare_mapped(
+            PADDLE, side, model, facts(f"{head}_{encoder}", size, batch, "inference"), benchmark, record, seed
+        )
+    finally:
+        theirs.close()
+
+
+def _compare_mapped(
+    peer: str,
+    theirs: Side,
+    model: SegmentationModel,
+    common: dict[str, Any],
+    benchmark: Any,
+    record: Callable[[Any], None],
+    seed: int,
+) -> None:
+    """Time a peer and ours on the same weights and pictures; theirs must compute the same function as well."""
+    batch, size, _ = common["size"]
     exact = copy.deepcopy(model).double()
-    sides = {MMSEG: theirs, OURS: model}
     contest = Contest(
-        {name: Side(_inferring(run), torch.float32, MMSEG, FACTOR, ours=name == OURS) for name, run in sides.items()},
-        lambda index: (_pictures(seed + index, batch, size),),
-        lambda arguments: _inferring(exact)(arguments[0].double()),
+        {peer: theirs, OURS: Side(inferring(model), torch.float32, peer, FACTOR)},
+        lambda index: (normalised(seed + index, batch, size),),
+        lambda arguments: inferring(exact)(arguments[0].double()),
     )
-    outcome = contest.run(rounds=9, seconds=6.0)
-    rows = rows_of(contest, outcome, MMSEG, **_common(f"{head}_{encoder}", size, batch))
+    outcome = contest.run(rounds=9, seconds=6.0, memory=theirs.clock is None)
+    assert peer not in outcome.not_run, outcome.not_run[peer]
+    own, largest = outcome.parity[peer].error, max(float(e[0].abs().max()) for e in contest.exact[peer])
+    assert own <= SAME * largest, f"{peer} is off by {own:.3g} of {largest:.3g}: another function"
+    rows = rows_of(contest, outcome, peer, kind="peer", chosen=OURS, **common)
     record(rows)
-    finish(rows, outcome, benchmark, _inferring(model), contest.ring.next(0))
+    finish(rows, outcome, benchmark, inferring(model), contest.ring.next(0))
 
 
 @pytest.mark.parametrize("peer", WITHOUT_MAPPING)
@@ -75,57 +123,35 @@ def test_beside_transformers(
 ) -> None:
     """Other designs for the same task, beside ours with the mask head. No mapping of weights exists.
 
-    They compute something else, so speed alone compares. Ours is held to our plain operations, which run beside it; the
-    peer's own distance from float64 is what its row tells.
+    They compute something else, so speed alone compares, and their rows say so. Ours is held to our plain operations,
+    which run beside it; the peer is held to its own network in float64.
     """
-    model = network(f"segmenter_mask_{encoder}", size, seed)
+    model = network(f"segmenter_mask_{encoder}", size, seed).eval()
     other, call = _or_skip(lambda: WITHOUT_MAPPING[peer](model))
-    networks = {peer: (other, call), REFERENCE: (model, _plainly), OURS: (model, lambda net, picture: net(picture))}
+    networks = {peer: (other, call), REFERENCE: (model, plainly), OURS: (model, lambda net, picture: net(picture))}
 
     def side(name: str) -> Side:
         net, run = networks[name]
         exact = copy.deepcopy(net).double()
         return Side(
-            _inferring(partial(run, net)),
+            inferring(partial(run, net)),
             torch.float32,
             REFERENCE if name == OURS else name,
             ours=name == OURS,
-            truth=lambda arguments: _inferring(partial(run, exact))(arguments[0].double()),
+            truth=lambda arguments: inferring(partial(run, exact))(arguments[0].double()),
         )
 
     contest = Contest(
         {name: side(name) for name in networks},
-        lambda index: (_pictures(seed + index, batch, size),),
+        lambda index: (normalised(seed + index, batch, size),),
         lambda arguments: arguments[0],
     )
     outcome = contest.run(rounds=9, seconds=6.0)
-    rows = rows_of(contest, outcome, peer, **_common(f"{peer} and segmenter_mask_{encoder}", size, batch))
+    outcome.parity[peer] = dataclasses.replace(outcome.parity[peer], why=outcome.parity[peer].why or DIFFERENT)
+    common = facts(f"{peer} and segmenter_mask_{encoder}", size, batch, "inference")
+    rows = rows_of(contest, outcome, peer, kind="other design", chosen=OURS, **common)
     record(rows)
-    finish(rows, outcome, benchmark, _inferring(model), contest.ring.next(0))
-
-
-def network(name: str, size: int, seed: int) -> SegmentationModel:
-    """Return a network for pictures of a fixed size, which is what mmsegmentation's files describe."""
-    torch.manual_seed(seed)
-    return settled(create_model(name, CLASSES, size)).eval()
-
-
-def _pictures(seed: int, batch: int, size: int) -> Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def _plainly(net: Any, picture: Tensor) -> Tensor:
-    with setr_fast.backend(REFERENCE):
-        logits: Tensor = net(picture)
-        return logits
-
-
-def _inferring(run: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
-        with torch.inference_mode():
-            return run(*args)
-
-    return call
+    finish(rows, outcome, benchmark, inferring(model), contest.ring.next(0))
 
 
 def _or_skip(build: Callable[[], Any]) -> Any:
@@ -133,15 +159,3 @@ def _or_skip(build: Callable[[], Any]) -> Any:
         return build()
     except peers.NotHere as reason:
         pytest.skip(str(reason))
-
-
-def _common(name: str, size: int, batch: int) -> dict[str, Any]:
-    return {
-        "kind": "peer",
-        "name": name,
-        "case": f"{size}px, {CLASSES} classes, batch {batch}",
-        "direction": "inference",
-        "size": [batch, size, size],
-        "pictures": batch,
-        "chosen": OURS,
-    }

@@ -7,17 +7,17 @@ cousin that needs nothing but the package.
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from setr_fast.measure import clocked, error_of, floor_of, in_turns, outputs_of, ratio
 from setr_fast.ops import OPS
-from setr_fast.ops._op import REFERENCE, Case, Draw, Op
+from setr_fast.ops._op import FULL, REFERENCE, Case, Draw, Op, ShapesOnly
 
 WORK = {"cpu": 3e9, "cuda": 1e13}
 """Bytes plus floating-point operations of the largest case that is timed."""
@@ -25,8 +25,8 @@ WORTH = 1.05
 """How many times faster another backend must be before it is recommended."""
 TIES = 1e-3
 """Share of counted pixels that rounding may decide otherwise."""
-SLACK = 8.0
-"""Units in the last place that any backend may be off beside its multiple of the reference's own error."""
+ROUNDS = 50
+"""Most that are timed of one case."""
 
 
 @dataclass(frozen=True)
@@ -80,40 +80,41 @@ def head() -> str:
 
 def _case(op: Op, device: str, dtype: torch.dtype) -> tuple[Case, tuple[Any, ...]] | None:
     """Return the op's largest realistic case within ``WORK``."""
-    best: tuple[float, Case, tuple[Any, ...]] | None = None
+    best: tuple[float, Case] | None = None
     for case in op.cases():
-        if not case.bench:
+        if not case.bench or case.bench == FULL:
             continue
-        args = case.make(Draw.on(device, dtype))
-        cost = op.cost(*args)
+        cost = op.cost(*case.make(ShapesOnly.on("meta", dtype)))
         work = float(cost.bytes + cost.flops)
         if work <= WORK[device] and (best is None or work > best[0]):
-            best = work, case, args
-    return None if best is None else (best[1], best[2])
+            best = work, case
+    return None if best is None else (best[1], best[1].make(Draw.on(device, dtype)))
 
 
 def _judge(op: Op, case: Case, args: tuple[Any, ...], dtype: torch.dtype, seconds: float) -> Verdict:
     used = op.choose(*args)
     sides = {b.name: b for b in op.backends if not op.refusals(b, *args)}
-    want = _list(op.reference(*args))
-    truth = _list(op.reference(*_doubled(args))) if op.rounds else want
+    want = outputs_of(op.reference(*args))
+    truth = outputs_of(op.reference(*_doubled(args))) if op.rounds else want
     wrong: dict[str, str] = {}
     for name, side in list(sides.items()):
         factor = side.error_factor if op.rounds else 0.0
-        if why := _fault(_list(op.run(name, *args)), want, truth, factor):
+        if why := _fault(outputs_of(op.run(name, *args)), want, truth, factor):
             wrong[name] = why
             del sides[name]
-    calls: dict[str, Callable[[], Any]] = {name: lambda name=name: op.run(name, *args) for name in sides}  # type: ignore[misc]
-    times = _interleaved(calls | {REFERENCE: lambda: op.reference(*args)}, seconds)
-    speeds = {name: times[REFERENCE] / each for name, each in times.items()}
+    calls = {name: partial(_sample, op, name, args) for name in (*sides, REFERENCE)}
+    times = in_turns(calls, rounds=ROUNDS, seconds=seconds)
+    speeds = {name: ratio(times[REFERENCE], each)["median"] for name, each in times.items()}
     return Verdict(op.name, case.name, str(dtype)[6:], used, speeds, wrong)
 
 
-def _fault(got: list[Any], want: list[Any], truth: list[Any], factor: float) -> str:
+def _sample(op: Op, name: str, args: tuple[Any, ...], _turn: int) -> float:
+    return clocked(lambda: op.run(name, *args))
+
+
+def _fault(got: list[Tensor], want: list[Tensor], truth: list[Tensor], factor: float) -> str:
     """Return how a backend's output is wrong, or nothing."""
     for ours, reference, exact in zip(got, want, truth, strict=True):
-        if not isinstance(ours, Tensor):
-            continue
         if not factor:
             if not torch.equal(ours, reference):
                 return "differs from the reference"
@@ -122,36 +123,11 @@ def _fault(got: list[Any], want: list[Any], truth: list[Any], factor: float) -> 
             if (ours - exact).abs().max() > 1 + TIES * exact.abs().max():
                 return "counts differ from the reference's"
             continue
-        own = (reference.double() - exact.double()).abs().max()
-        error = (ours.double() - exact.double()).abs().max()
-        floor = SLACK * torch.finfo(ours.dtype).eps * exact.double().abs().max()
-        if not error <= factor * own + floor:
-            return f"error {float(error):.2g}, the reference's {float(own):.2g}"
+        own, error = error_of(reference, exact), error_of(ours, exact)
+        if not error <= factor * own + floor_of(exact, torch.finfo(ours.dtype).eps):
+            return f"error {error:.2g}, the reference's {own:.2g}"
     return ""
-
-
-def _interleaved(sides: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Return each side's median seconds over at least three rounds in which all take turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    started = time.perf_counter()
-    while len(times[REFERENCE]) < 3 or (len(times[REFERENCE]) < 50 and time.perf_counter() - started < seconds):
-        for name, run in sides.items():
-            _wait()
-            before = time.perf_counter()
-            run()
-            _wait()
-            times[name].append(time.perf_counter() - before)
-    return {name: statistics.median(each) for name, each in times.items()}
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _doubled(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, tuple | list) else [value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import ceilings, contest, memory, op_contest, parity, ring, rows, selection
+from setr_fast import measure
 from setr_fast.ops._op import Backend, Case, Cost, Op
 
 MIB = 2**20
@@ -217,12 +218,12 @@ def test_memory_handed_out_for_checks_is_poisoned() -> None:
 
 def test_errors_see_nan_and_equal_infinities() -> None:
     inf, nan = float("inf"), float("nan")
-    assert parity.error_of(torch.tensor([1.0, inf]), torch.tensor([1.5, inf], dtype=torch.float64)) == 0.5
-    assert parity.error_of(torch.tensor([inf]), torch.tensor([1.0], dtype=torch.float64)) == inf
-    missing = parity.error_of(torch.tensor([1.0, nan]), torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert measure.error_of(torch.tensor([1.0, inf]), torch.tensor([1.5, inf], dtype=torch.float64)) == 0.5
+    assert measure.error_of(torch.tensor([inf]), torch.tensor([1.0], dtype=torch.float64)) == inf
+    missing = measure.error_of(torch.tensor([1.0, nan]), torch.tensor([1.0, 2.0], dtype=torch.float64))
     assert missing != missing
-    assert parity.error_of(torch.tensor([nan]), torch.tensor([nan], dtype=torch.float64)) == 0
-    assert parity.error_of(torch.tensor([3], dtype=torch.uint8), torch.tensor([250], dtype=torch.uint8)) == 247
+    assert measure.error_of(torch.tensor([nan]), torch.tensor([nan], dtype=torch.float64)) == 0
+    assert measure.error_of(torch.tensor([3], dtype=torch.uint8), torch.tensor([250], dtype=torch.uint8)) == 247
 
 
 def test_peak_memory_is_that_of_the_call() -> None:
@@ -237,7 +238,8 @@ def test_peak_memory_is_that_of_the_call() -> None:
 
 
 def test_default_selection_is_spread_over_the_cases() -> None:
-    assert selection.spread([1, 2, 3, 4, 5, 6, 7]) == [1, 4, 7]
+    assert selection.spread([1, 2, 3, 4, 5, 6, 7], 3) == [1, 4, 7]
+    assert selection.spread([1, 2, 3, 4, 5, 6, 7]) == [1, 7]
     assert selection.spread([1, 2]) == [1, 2]
 
 
@@ -271,11 +273,20 @@ class _Item:
         self.marks.append(mark)
 
 
-def test_rows_of_older_runs_read_with_todays_names(tmp_path: Path) -> None:
-    old = {"kind": "op", "op": "attention", "case": "vit, batch 2, float32", "backend": "native"}
-    old |= {"baseline": "reference", "ratio": {"median": 2.0, "p20": 1.0, "p80": 3.0}}
-    (tmp_path / "a.jsonl").write_text(json.dumps(old) + "\n" + json.dumps({"kind": "trained", "run": "r"}))
-    (_, row), (number, other) = rows.read(tmp_path / "a.jsonl")
-    assert (row["name"], row["case"], row["dtype"], row["side"]) == ("attention", "vit, batch 2", "float32", "native")
-    assert row["ratios"] == {"reference": old["ratio"]}
-    assert (number, other) == (2, {"kind": "trained", "run": "r"})
+def test_a_side_with_a_clock_of_its_own_is_timed_by_it() -> None:
+    """What surrounds the work, such as passing tensors to another process, is not charged."""
+
+    def slow(x: Tensor, factor: float) -> Tensor:
+        time.sleep(0.002)
+        return _reference(x, factor)
+
+    ticks = iter([0.0, 0.5] * 100)  # asked before a sample, to forget, and after it
+    sides = {
+        "reference": contest.Side(_reference, torch.float32, "reference", 1.0),
+        "far": contest.Side(slow, torch.float32, "reference", clock=lambda: next(ticks)),
+    }
+    held = contest.Contest(sides, lambda i: (torch.randn(33, 65), 0.5), lambda a: _reference(a[0].double(), a[1]))
+    outcome = held.run(rounds=3, memory=False)
+    assert not outcome.failures
+    assert set(outcome.seconds["far"]) == {0.5}
+    assert max(outcome.seconds["reference"]) < 0.5

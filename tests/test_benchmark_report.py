@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import harness, report
+from benchmarks import machine, report
 from benchmarks.rows import Parity, Row
 
 
@@ -90,22 +90,20 @@ def test_the_newest_comparison_counts_with_all_its_sides(tmp_path: Path) -> None
     assert "| `x` | c, forward, float32 | native | 7 (6.3..7.7) | 2 (1.8..2.2) (compile) | m |" in report.summary(rows)
 
 
-def test_an_older_row_is_read_with_todays_names(tmp_path: Path) -> None:
-    older = {
-        "kind": "op",
-        "op": "y_backward",
-        "case": "large, bfloat16",
-        "backend": "triton",
-        "baseline": "reference",
-        "ratio": _spread(2.0),
-        "machine": "m",
-        "dirty": False,
-        "commit": "abc",
-    }
-    _write(tmp_path / "1.jsonl", older)
-    assert "| `y_backward` | large, backward, bfloat16 | triton | 2 (1.8..2.2) |" in report.summary(
-        report.newest(report.read_rows(tmp_path))
-    )
+def test_rows_of_an_older_make_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older = {"kind": "op", "op": "y", "backend": "triton", "ratio": _spread(2.0), "machine": "m", "dirty": False}
+    _write(tmp_path / "1.jsonl", older, {"kind": "trained", "run": "r", "dirty": False, "commit": "abc"})
+    assert [row["kind"] for row in report.read_rows(tmp_path)] == ["trained"]
+    assert "1.jsonl:1: refused, of an older make" in capsys.readouterr().err
+
+
+def test_other_designs_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
+    peer = _row(kind="other design", name="EoMT and ours", side="ours", ratios={"EoMT": _spread(2.0)})
+    _write(tmp_path / "1.jsonl", _row(), peer)
+    rows = report.newest(report.read_rows(tmp_path))
+    assert "EoMT" not in report.summary(rows)
+    _, _, table = report.report(rows).partition("no parity: different models")
+    assert "| `EoMT and ours` c, forward, float32 | ours (used) |  | 2 (1.8..2.2) (EoMT) |" in table
 
 
 def test_a_used_side_that_is_not_the_fastest_is_called_lost(tmp_path: Path) -> None:
@@ -147,8 +145,8 @@ def test_plots_are_drawn_where_there_are_rows_for_them(tmp_path: Path) -> None:
 
 
 def test_readme_and_report_hold_exactly_what_the_results_say(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = report.newest(report.read_rows(harness.RESULTS))
-    readme = (harness.ROOT / "README.md").read_text()
+    rows = report.newest(report.read_rows(machine.RESULTS))
+    readme = (machine.ROOT / "README.md").read_text()
     inside = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
     assert inside == report.summary(rows).strip(), "run python -m benchmarks.report"
     assert report.REPORT.read_text() == report.report(rows), "run python -m benchmarks.report"

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import stamp
+from benchmarks import needs, stamp
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = """#!/bin/bash
 echo "$@" >>calls.txt
 case "$*" in
     *setr_fast.doctor*) echo "no card"; exit 4 ;;
+    *benchmarks.needs*) if [ -n "${HANGS:-}" ]; then trap '' TERM; sleep 30 & wait; wait; fi ;;
     *foreign.whl*) echo "not for this platform"; exit 1 ;;
     *--record-to*) all="$*"; out=${all#*--record-to }; echo '{}' >"${out%% *}" ;;
-    *benchmarks.trace*) head -c 17000000 /dev/zero >"$3/profile.json.gz"; echo table >"$3/profile.txt" ;;
+    *benchmarks.trace*) head -c 17000000 /dev/zero >"$3/profile.json.gz"; echo table >"$3/profile.txt"
+        for number in 1 2 3 4 5 6; do echo "$number" >"$3/more$number.bin"; done ;;
 esac
 """
 
@@ -57,18 +61,58 @@ def test_a_failing_stage_is_named_and_the_others_run(session: Path) -> None:
 
 
 def test_few_files_of_bounded_size_are_left(session: Path) -> None:
+    """Those that matter most stay; what lay in the folder before is not touched."""
+    (session / "out").mkdir()
+    large = session / "out" / "notes.bin"
+    large.write_bytes(bytes(17 << 20))
+    os.utime(large, (0, 0))
     done = _run(session)
     left = {path.name: path.stat().st_size for path in (session / "out").iterdir()}
+    assert left.pop("notes.bin") == 17 << 20
     assert {"session.log", "rows.jsonl", "profile.txt"} <= left.keys()
     assert len(left) <= 8
     assert max(left.values()) <= 16 << 20
     assert "profile.json.gz: too large" in done.stdout
+    assert "more6.bin: left out" in done.stdout
+
+
+def test_all_shares_together_end_under_eight_minutes() -> None:
+    script = (ROOT / "benchmarks" / "gpu_session.sh").read_text()
+    shares = [int(n) for n in re.findall(r"^ *(?:stage \w+ |planned=)(\d+)", script, re.MULTILINE)]
+    total = int(re.search(r"^SHARES=(\d+)", script, re.MULTILINE)[1])  # type: ignore[index]
+    assert sum(shares) == total
+    assert total + 10 < 8 * 60
+
+
+def test_a_stage_that_hangs_costs_the_later_ones_nothing(session: Path) -> None:
+    started = time.monotonic()
+    done = _run(session, BUDGET="150", HANGS="1")
+    assert "needs: FAILED (exit code 137)" in done.stdout  # it ignored the first signal too
+    for name in ("build", "tests", "benchmarks", "profile"):
+        assert f"{name}: ok" in done.stdout
+    assert time.monotonic() - started < 60
 
 
 def test_stages_beyond_the_budget_are_not_begun(session: Path) -> None:
-    done = _run(session, BUDGET="2")
-    assert "build: not begun, 2 s are over" in done.stdout
+    done = _run(session, BUDGET="0")
+    assert "build: not begun, its time is over" in done.stdout
+    assert "failed: wheel first.whl" in done.stdout
     assert not (session / "calls.txt").exists()
+
+
+def test_what_a_machine_lacks_is_said_with_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {"torch", "tyro", "safetensors", "pybind11", "cmake", "pytest-benchmark"} <= set(needs.wanted())
+    monkeypatch.setattr(needs, "TOOLS", ())
+    monkeypatch.setattr(needs, "_installed", lambda name: name not in ("tyro", "xformers"))
+    assert needs.main() == 1
+    said = capsys.readouterr().out
+    assert "tyro: not installed\n" in said
+    assert "-d carry xformers tyro" in said
+    monkeypatch.setattr(needs, "_installed", lambda name: name != "xformers")
+    assert needs.main() == 0
+    assert "its side of comparisons will be missing" in capsys.readouterr().out
 
 
 def _git(folder: Path, *arguments: str) -> None:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from setr_fast.errors import BackendError
 from setr_fast.ops import _native
 
 REFERENCE = "reference"
+Bench = bool | Literal["full"]
+FULL: Literal["full"] = "full"
 UNTRIED = "never run on a GPU yet: taken only by name, with SETR_FAST_BACKEND"
 MOST_CHOICES = 1024  # remembered per op: pictures of any size may come by
 _PUBLIC = torch.library.Library("setr_fast", "DEF")
@@ -58,13 +60,29 @@ class Draw:
         return torch.randint(low, high, shape, generator=self.generator).to(self.device, dtype)
 
 
+class ShapesOnly(Draw):
+    """Arguments without values, in no time, by ``ShapesOnly.on("meta")``: what a case costs depends on shapes alone."""
+
+    def __call__(self, *shape: int) -> Tensor:
+        """Return a tensor of the case's dtype that has no memory."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def integers(self, low: int, high: int, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
+        """Return a tensor of integers that has no memory."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+
 @dataclass(frozen=True)
 class Case:
-    """One set of arguments that is tested, and timed where ``bench`` is set."""
+    """One set of arguments that is tested, and timed where ``bench`` is set.
+
+    FULL: of a size that takes a processor long. It is timed with ``-m full`` only, or on a card, and tested there and
+    where SETR_FAST_TESTS=slow asks for it.
+    """
 
     name: str
     make: Callable[[Draw], tuple[Any, ...]]
-    bench: bool = False
+    bench: Bench = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native, python
+from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, native, python
 
 F32 = (torch.float32, torch.bfloat16)
 
@@ -129,12 +129,13 @@ def _backward_fake(
     return total.new_empty(total.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
-_SHAPES: tuple[tuple[str, tuple[int, ...], bool], ...] = (
+_SHAPES: tuple[tuple[str, tuple[int, ...], Bench], ...] = (
     ("odd", (2, 7, 100), False),
     ("one_row", (1, 33), False),
     ("one_value", (3, 1), False),
     ("vit_t_tokens", (2, 65, 192), False),
     ("vit_l_512px", (1, 1024, 1024), True),
+    ("vit_l_768px", (1, 2304, 1024), FULL),
 )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops import _sdpa
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, python
+from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, python
 
 LOG2E = math.log2(math.e)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -149,7 +149,7 @@ def _prefer(*args: Any) -> tuple[str, ...]:
     return PREFERRED["sm_90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm_80"]
 
 
-def _shapes() -> Iterator[tuple[str, tuple[int, int, int, int], bool]]:
+def _shapes() -> Iterator[tuple[str, tuple[int, int, int, int], Bench]]:
     """Yield name, (B, N, M, E), whether it is timed. On a CPU fewer heads and one picture, which time says as much."""
     for name, shape in (
         ("one_token", (2, 1, 2, 32)),
@@ -172,6 +172,8 @@ def _shapes() -> Iterator[tuple[str, tuple[int, int, int, int], bool]]:
     else:
         yield "vit_l_512px_4_heads", (1, 1024, 4, 64), True
         yield "vit_l_768px_2_heads", (1, 2304, 2, 64), True
+        yield "vit_l_512px_b1", (1, 1024, 16, 64), FULL
+        yield "vit_l_768px_b1", (1, 2304, 16, 64), FULL
 
 
 def _cases() -> Iterator[Case]:

@@ -106,6 +106,7 @@ def _cases() -> Iterator[Case]:
     u8 = torch.uint8
     for name, source, dtype, entries, size, offset, crop, flip, bench in (
         ("camvid_crop256", (360, 480), u8, 256, (493, 658), (101, 237), (256, 256), True, True),
+        ("ade20k_crop512", (512, 683), u8, 256, (701, 935), (100, 200), (512, 512), False, True),
         ("cityscapes_crop768", (1024, 2048), torch.int32, 65536, (1281, 2562), (400, 900), (768, 768), False, True),
         ("own_size", (5, 7), u8, None, (5, 7), (0, 0), (5, 7), False, False),
         ("padded_flip", (6, 9), torch.uint16, 65536, (4, 5), (1, 2), (8, 7), True, False),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
 
 DTYPES = (torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64)
 MAX_CLASSES = 4096
@@ -85,6 +85,7 @@ def _cases() -> Iterator[Case]:
         ("cityscapes_1024x2048", (1024, 2048), 19, (u8, u8), True),
         ("ade20k_512x683", (512, 683), 150, (u8, u8), True),
         ("camvid_360x480_argmax", (4, 360, 480), 11, (i64, u8), True),
+        ("crops_768x768", (8, 768, 768), 19, (u8, u8), FULL),
         ("odd", (7, 5), 3, (torch.int16, torch.int32), False),
         ("one_pixel", (1, 1), 1, (u8, i64), False),
         ("empty", (0, 4), 2, (u8, u8), False),

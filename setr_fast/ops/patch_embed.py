@@ -18,7 +18,7 @@ from torch.nn.grad import conv2d_weight
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops import patch_embed_products as products
-from setr_fast.ops._op import Case, Cost, Draw, declare_op
+from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op
 
 
 def patch_embed(
@@ -171,7 +171,7 @@ def _backward_fake(grad: Tensor, image: Tensor, weight: Tensor, *rest: Any) -> T
 IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
-def _shapes() -> Iterator[tuple[str, tuple[int, int, int], int, int, bool, bool]]:
+def _shapes() -> Iterator[tuple[str, tuple[int, int, int], int, int, bool, Bench]]:
     """Yield name, (B, H, W), patch, width of a token, whether the last patches are cut, whether it is timed."""
     yield "padded", (2, 19, 45), 8, 24, False, False
     yield "cut", (3, 19, 45), 8, 17, True, False
@@ -179,6 +179,7 @@ def _shapes() -> Iterator[tuple[str, tuple[int, int, int], int, int, bool, bool]
     yield "vit_t_64px", (2, 64, 64), 16, 192, False, False
     yield "vit_l_512px", (1, 512, 512), 16, 1024, False, True
     yield "vit_t_256px_b8", (8, 256, 256), 16, 192, False, True
+    yield "vit_l_768px", (1, 768, 768), 16, 1024, False, FULL
     if torch.cuda.is_available():
         yield "vit_l_512px_b16", (16, 512, 512), 16, 1024, False, True
         yield "vit_l_768px_b8", (8, 768, 768), 16, 1024, False, True
@@ -210,7 +211,7 @@ def _backward_cases() -> Iterator[Case]:
 
     for name, shape, patch, width, cut, bench in _shapes():
         if name == "vit_l_512px" and not torch.cuda.is_available():
-            continue  # PyTorch's own gradient takes most of a minute there in the dtypes of the parity test
+            bench = FULL  # PyTorch's own gradient takes most of a minute there in the dtypes of the parity test
         yield Case(name, partial(make, shape, patch, width, cut), bench=bench)
 
 

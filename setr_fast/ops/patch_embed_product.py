@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
 from setr_fast.ops.patch_embed_products import WEIGHT_SCALE, _centres, _of_channel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -150,6 +150,7 @@ def _cases() -> Iterator[Case]:
 
     for name, shape, patch, width, dtype, bench in (
         ("vit_l_512px_bfloat16", (1, 512, 512), 16, 1024, torch.bfloat16, True),
+        ("vit_l_768px_bfloat16", (1, 768, 768), 16, 1024, torch.bfloat16, FULL),
         ("vit_t_64px_float32", (2, 64, 64), 16, 192, torch.float32, False),
         ("odd_batch_float16", (3, 50, 80), 16, 24, torch.float16, False),
         ("patch_32_bfloat16", (2, 64, 96), 32, 136, torch.bfloat16, False),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
 
 CHANNELS = 3
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
@@ -95,6 +95,7 @@ def _cases() -> Iterator[Case]:
     for name, shape, patch, cut, bench in (
         ("vit_l_512px", (1, 512, 512), 16, False, True),
         ("cityscapes_1024x2048", (1, 1024, 2048), 16, False, True),
+        ("vit_l_768px", (1, 768, 768), 16, False, FULL),
         ("padded", (2, 19, 45), 8, False, False),
         ("cut", (3, 19, 45), 8, True, False),
         ("one_patch", (1, 5, 3), 7, False, False),
@@ -106,7 +107,7 @@ def _cases() -> Iterator[Case]:
                 yield Case(
                     f"{name}_{order}_{str(dtype)[6:]}",
                     partial(make, shape, patch, planar, dtype, cut),
-                    bench=bench and planar is (dtype is torch.float32),
+                    bench=bench if planar is (dtype is torch.float32) else False,
                 )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
 
 F32 = (torch.float32,)
 
@@ -47,6 +47,7 @@ def _cases() -> Iterator[Case]:
         return draw(*shape), scale, zero, levels
 
     yield Case("tokens_1024", partial(make, (1, 1024, 1024), 0.03, 128, 255), bench=True)
+    yield Case("tokens_2304", partial(make, (1, 2304, 1024), 0.03, 128, 255), bench=FULL)
     yield Case("saturated", partial(make, (3, 7, 5), 0.004, 17, 255))
     yield Case("seven_bits", partial(make, (19,), 0.02, 60, 127))
     yield Case("empty", partial(make, (0, 4), 0.02, 60, 127))

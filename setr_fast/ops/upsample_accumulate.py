@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, native
 from setr_fast.ops.upsample_argmax import MAX_CLASSES, class_dtype
 
 MOST_CUDA_VIEWS = 48  # csrc/cuda/upsample_accumulate.h
@@ -242,10 +242,11 @@ def _tables(
     return [torch.cat(tensors).to(draw.device) for tensors in parts.values()]
 
 
-def _geometries() -> Iterator[tuple[str, tuple[tuple[int, ...], ...], int, tuple[int, int], bool]]:
+def _geometries() -> Iterator[tuple[str, tuple[tuple[int, ...], ...], int, tuple[int, int], Bench]]:
     yield "slide_2x2_x4", ((2, 2, 128, 128, 2, 4),), 150, (512, 683), True
     yield "slide_flip_x4", ((1, 2, 128, 128, 2, 2),) * 2, 150, (512, 683), True
     yield "slide_flip_x16", ((1, 2, 32, 32, 2, 2),) * 2, 150, (512, 683), True
+    yield "slide_768px_x4", ((2, 4, 192, 192, 2, 4),), 19, (1024, 2048), FULL
     yield "odd", ((2, 3, 5, 7, 3, 3), (1, 1, 9, 4, 2, 2)), 6, (23, 37), False
     yield "one_pixel", ((1, 1, 1, 1, 1, 1),), 1, (1, 1), False
     yield "many_classes", ((1, 2, 3, 3, 2, 5),), 300, (7, 18), False
@@ -276,7 +277,9 @@ def _cases_argmax() -> Iterator[Case]:
             size = (256, 342)  # more pixels hold one whose two best scores differ by rounding alone
         for labelled in (False, True):
             kind = "_counted" if labelled else ""
-            yield Case(name + kind, partial(make, geometry, classes, size, labelled), bench=bench and not labelled)
+            yield Case(
+                name + kind, partial(make, geometry, classes, size, labelled), bench=False if labelled else bench
+            )
 
 
 def _cost(logits: Tensor, *rest: Any) -> Cost:

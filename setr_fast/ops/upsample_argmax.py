@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
 
 MAX_CLASSES = 32768
+EXACT_PX = 512
+"""Side of a picture from which on the cases have logits whose bilinear sums are exact in float32."""
 REFERENCE_BYTES = 256 << 20
 """Upsampled logits that the reference holds at a time."""
 
@@ -78,13 +80,18 @@ def _fake(logits: Tensor, size: Sequence[int], crop: Sequence[int], align_corner
 
 def _cases() -> Iterator[Case]:
     def make(shape: tuple[int, ...], size: tuple[int, int], crop: tuple[int, int], align: bool, draw: Draw) -> Any:
-        return draw(*shape), list(size), list(crop), align
+        logits = draw(*shape)
+        if max(size) >= EXACT_PX:  # so many pixels hold one whose two best logits differ by rounding alone
+            logits = (logits * 64).round() / 64  # whole factors enlarge these without any rounding
+        return logits, list(size), list(crop), align
 
     for name, shape, size, crop, align, bench in (
         ("ade20k_x4", (1, 150, 128, 128), (512, 512), (512, 512), False, True),
         ("ade20k_x16", (1, 150, 32, 32), (512, 512), (512, 512), False, True),
         ("ade20k_x2", (1, 150, 256, 256), (512, 512), (512, 512), False, True),
         ("cityscapes_x4", (1, 19, 192, 192), (768, 768), (768, 768), False, True),
+        ("cityscapes_x2", (1, 19, 384, 384), (768, 768), (768, 768), False, FULL),
+        ("cityscapes_x16", (1, 19, 48, 48), (768, 768), (768, 768), False, FULL),
         ("odd", (2, 5, 7, 9), (29, 31), (29, 31), False, False),
         ("corners_cropped", (1, 19, 6, 5), (48, 40), (41, 33), True, False),
         ("one_source", (1, 3, 1, 1), (4, 5), (4, 5), False, False),

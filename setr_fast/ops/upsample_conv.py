@@ -17,7 +17,7 @@ from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops import _upsample_conv_library as library
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native, python
+from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, native, python
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPILED = (torch.float32, torch.bfloat16)
@@ -122,7 +122,7 @@ def _backward_prefer(grad: Tensor, x: Tensor, weight: Tensor, _align_corners: bo
 
 
 # name, (B, C, h, w), (O, k), (H, W), align_corners, relu, timed
-_CASES: tuple[tuple[str, tuple[int, int, int, int], tuple[int, int], tuple[int, int], bool, bool, bool], ...] = (
+_CASES: tuple[tuple[str, tuple[int, int, int, int], tuple[int, int], tuple[int, int], bool, bool, Bench], ...] = (
     ("twice", (2, 3, 4, 5), (4, 3), (8, 10), False, True, False),
     ("twice_corners", (1, 5, 3, 7), (3, 3), (6, 14), True, False, False),
     ("any_factor", (1, 17, 5, 3), (19, 3), (13, 8), False, False, False),
@@ -138,6 +138,11 @@ _CASES: tuple[tuple[str, tuple[int, int, int, int], tuple[int, int], tuple[int, 
     ("one_by_one_relu", (1, 6, 4, 3), (5, 1), (8, 9), True, True, False),
     ("pup_64_to_128", (1, 256, 64, 64), (256, 3), (128, 128), False, True, True),
     ("mla_classifier", (1, 512, 32, 32), (150, 3), (128, 128), True, False, True),
+    ("pup_first_512px", (1, 1024, 32, 32), (256, 3), (32, 32), False, True, FULL),
+    ("pup_first_768px", (1, 1024, 48, 48), (256, 3), (48, 48), False, True, FULL),
+    ("pup_48_to_96", (1, 256, 48, 48), (256, 3), (96, 96), False, True, FULL),
+    ("pup_96_to_192", (1, 256, 96, 96), (256, 3), (192, 192), False, True, FULL),
+    ("mla_classifier_768px", (1, 512, 48, 48), (19, 3), (192, 192), True, False, FULL),
 )
 
 

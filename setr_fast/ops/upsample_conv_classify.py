@@ -15,7 +15,7 @@ from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops import _upsample_conv_library as library
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native, python
+from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, native, python
 from setr_fast.ops.upsample_conv import COMPILED, check, in_autocast
 
 
@@ -92,12 +92,14 @@ def _fake(
 
 
 # name, (B, C, h, w), O, K, (H, W), align_corners, timed
-_CASES: tuple[tuple[str, tuple[int, int, int, int], int, int, tuple[int, int], bool, bool], ...] = (
+_CASES: tuple[tuple[str, tuple[int, int, int, int], int, int, tuple[int, int], bool, Bench], ...] = (
     ("twice", (2, 3, 4, 5), 4, 3, (8, 10), False, False),
     ("any_factor_corners", (1, 18, 5, 3), 35, 2, (13, 8), True, False),
     ("many_strips", (2, 4, 33, 40), 17, 5, (130, 200), False, False),
     ("same_size", (1, 6, 5, 4), 7, 11, (5, 4), False, False),
     ("pup_64_to_128", (1, 256, 64, 64), 256, 150, (128, 128), False, True),
+    ("pup_128_to_256", (1, 256, 128, 128), 256, 150, (256, 256), False, FULL),
+    ("pup_192_to_384", (1, 256, 192, 192), 256, 19, (384, 384), False, FULL),
 )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops import _upsample_conv_library as library
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, native
 from setr_fast.ops.upsample_conv import _laid, check, in_autocast
 
 
@@ -77,13 +77,14 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
 
 
 # name, (B, C, h, w), (O, k), (H, W), align_corners, timed
-_CASES: tuple[tuple[str, tuple[int, int, int, int], tuple[int, int], tuple[int, int], bool, bool], ...] = (
+_CASES: tuple[tuple[str, tuple[int, int, int, int], tuple[int, int], tuple[int, int], bool, Bench], ...] = (
     ("twice", (2, 3, 4, 5), (4, 3), (8, 10), False, False),
     ("any_factor_corners", (3, 8, 3, 6), (33, 3), (11, 9), True, False),
     ("one_pixel", (2, 9, 1, 1), (2, 3), (4, 4), False, False),
     ("one_by_one", (2, 6, 4, 3), (16, 1), (8, 9), False, False),
     ("many_channels", (1, 2, 3, 2), (1040, 3), (6, 4), False, False),
     ("pup_64_to_128", (1, 256, 64, 64), (256, 3), (128, 128), False, True),
+    ("pup_96_to_192", (1, 256, 96, 96), (256, 3), (192, 192), False, FULL),
 )
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Backend, Case, Cost, Draw, declare_op, native, python
+from setr_fast.ops._op import FULL, Backend, Bench, Case, Cost, Draw, declare_op, native, python
 
 AVERAGINGS = ("all", "valid", "count")
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -233,12 +233,15 @@ def refuses(*args: Any) -> list[str]:
     return reasons
 
 
-def shapes() -> Iterator[tuple[str, tuple[int, int, int, int], tuple[int, int], tuple[int, int], bool, bool]]:
+def shapes() -> Iterator[tuple[str, tuple[int, int, int, int], tuple[int, int], tuple[int, int], bool, Bench]]:
     """Yield name, logits [B, K, h, w], size, labels [H, W], align_corners, whether it is timed."""
-    full = (512, 512)
+    full, larger = (512, 512), (768, 768)
     yield "ade20k_150_x4", (1, 150, 128, 128), full, full, False, True
     yield "ade20k_150_x16", (1, 150, 32, 32), full, full, False, True
     yield "ade20k_150_x2", (1, 150, 256, 256), full, full, False, True
+    yield "cityscapes_19_x4", (1, 19, 192, 192), larger, larger, False, FULL
+    yield "cityscapes_19_x16", (1, 19, 48, 48), larger, larger, False, FULL
+    yield "cityscapes_19_x2", (1, 19, 384, 384), larger, larger, False, FULL
     yield "one_low_pixel", (2, 3, 1, 1), (7, 5), (7, 5), False, False
     yield "odd_cropped", (2, 19, 5, 7), (33, 50), (31, 47), False, False
     yield "corners", (1, 17, 4, 9), (29, 41), (29, 41), True, False

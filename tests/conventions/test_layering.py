@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "setr_fast"
 BASE = {"errors", "shapes", "files", "fields"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "verdict": {"ops"},
+    "measure": set(),
+    "verdict": {"measure", "ops"},
     "shapes": set(),
     "files": set(),
     "fields": {"errors"},

@@ -12,11 +12,12 @@ from torch import Tensor
 import setr_fast
 from setr_fast.errors import BackendError
 from setr_fast.ops import OPS
-from setr_fast.ops._op import REFERENCE, Backend, Case, Draw, Op
+from setr_fast.ops._op import FULL, REFERENCE, Backend, Case, Draw, Op, ShapesOnly
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 CASES = [(op, case) for op in OPS.values() for case in op.cases()]
 SMALL = [(op, case) for op, case in CASES if not case.bench]
+
 exercised: set[tuple[str, str]] = set()
 
 
@@ -44,7 +45,14 @@ def _truth(name: str, case: Case, device: str, dtype: torch.dtype) -> tuple[list
 
 def _pairs() -> list[Any]:
     return [
-        pytest.param(op, backend, case, device, id=f"{op.name}-{backend.name}-{device}-{case.name}")
+        pytest.param(
+            op,
+            backend,
+            case,
+            device,
+            id=f"{op.name}-{backend.name}-{device}-{case.name}",
+            marks=[pytest.mark.slow] if case.bench == FULL and device == "cpu" else [],
+        )
         for op, case in CASES
         for backend in op.backends
         for device in DEVICES
@@ -144,7 +152,7 @@ def test_cost_and_cases_are_there_for_every_op() -> None:
         assert any(c.bench for c in cases), f"{op.name}: no case to time"
         assert any(not c.bench for c in cases), f"{op.name}: no small case"
         for case in cases:
-            args = case.make(Draw.on())
+            args = case.make(ShapesOnly.on("meta"))
             cost = op.cost(*args)
             assert cost.bytes > 0 or not any(a.numel() for a in args if isinstance(a, Tensor))
             assert cost.flops >= 0
