@@ -17,6 +17,7 @@ namespace {
 
 namespace baseline {
 #include "upsample_cross_entropy_pixels.h"
+#include "upsample_cross_entropy_sums.h"
 }  // namespace baseline
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -25,29 +26,32 @@ namespace baseline {
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #include "upsample_cross_entropy_pixels.h"
+#include "upsample_cross_entropy_sums.h"
 }  // namespace avx2
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace avx512 {
 #include "upsample_cross_entropy_pixels.h"
+#include "upsample_cross_entropy_sums.h"
 }  // namespace avx512
 #pragma GCC pop_options
 #endif
 
 struct Kernels {
   decltype(&baseline::to_scores) to_scores;
-  decltype(&baseline::work_rows) work_rows;
+  decltype(&baseline::work_rows) work_rows, sum_rows, pull_rows;
 };
 
 Kernels choose() {
 #if defined(SETR_FAST_X86)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return {avx512::to_scores, avx512::work_rows};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {avx2::to_scores, avx2::work_rows};
+    return {avx512::to_scores, avx512::work_rows, avx512::sum_rows, avx512::pull_rows};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {avx2::to_scores, avx2::work_rows, avx2::sum_rows, avx2::pull_rows};
 #endif
-  return {baseline::to_scores, baseline::work_rows};
+  return {baseline::to_scores, baseline::work_rows, baseline::sum_rows, baseline::pull_rows};
 }
 
 const Kernels kernels = choose();
@@ -78,6 +82,8 @@ Workspace::Workspace(const Problem& p)
 BandResult work_band(const Problem& p, const Columns& columns, Workspace& space, int64_t picture, int64_t begin,
                      int64_t end, float* first, float* beyond) {
   BandResult result;
+  if (p.sums_classes()) result.sums.resize(static_cast<size_t>(2 * p.padded()));
+  const auto work = !p.sums_classes() ? kernels.work_rows : (p.with_gradient ? kernels.pull_rows : kernels.sum_rows);
   const size_t bytes = static_cast<size_t>(p.row_floats()) * sizeof(float);
   space.score_rows[0] = space.score_rows[1] = -1;
   int low = 0;  // which half of the workspace holds the low row; the other holds the one after it
@@ -99,7 +105,7 @@ BandResult work_band(const Problem& p, const Columns& columns, Workspace& space,
       float weights[kPixelRows];
       for (int64_t at = y; at < stop; ++at) weights[at - y] = mix_at(p.rows, at).high_weight;
       read_labels(p, (picture * p.height + y) * p.width, (stop - y) * p.width, space.labels.data());
-      kernels.work_rows(p, columns, space, picture, y, stop, weights, low, high, result);
+      work(p, columns, space, picture, y, stop, weights, low, high, result);
     }
     if (!p.with_gradient) continue;
     if (row == begin && begin > 0) {

@@ -36,9 +36,15 @@ struct Problem {
   float smoothing, weight_sum;   // weight_sum: of all classes, K without weights
   const float* pixel_gradients;  // [B, H, W]: what each pixel's gradient is multiplied by, or none
   float scale;                   // and what all are
+  bool of_labels;                // whether the label's class has a part of its own in the gradient
   float* losses;                 // [B, H, W] or none
-  bool with_gradient;
+  float* log_sums;               // [B, H, W] or none: log2 of the sum of exponentials of scores (to_scores)
+  bool with_gradient, adds;      // `adds`: the gradient is added to what is there
   Maps gradient;
+  int exponent;  // 0: cross entropy; 1 or 2: sums over pixels of each class's probability to this power
+  const float *label_slopes, *power_slopes;  // [padded]: of those sums, for their gradient; power_slopes * exponent
+
+  bool sums_classes() const { return exponent > 0; }
 
   int64_t padded() const { return (classes + kLanes - 1) / kLanes * kLanes; }
   int64_t row_floats() const { return low_width * padded(); }
@@ -83,6 +89,7 @@ struct Workspace {
 struct BandResult {
   double loss = 0;
   int64_t correct = 0;
+  std::vector<double> sums;  // [2, padded]: probabilities where the label is the class, and powers everywhere
 };
 
 // Reads one low row of logits as floats [w, padded]; the padding is left as it is.

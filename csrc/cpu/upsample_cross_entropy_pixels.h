@@ -132,6 +132,16 @@ SETR_FAST_INLINE bool is_first(const Column& c, float weight, float largest, int
   return !any_of(found);
 }
 
+// The label's score, rounded as the largest one was; `result` learns whether the label is predicted.
+SETR_FAST_INLINE float score_of(const Column& c, float weight, float largest, int64_t label, BandResult& result) {
+  Vector top, step;
+  load(c.top + label / kLanes * kLanes, top), load(c.step + label / kLanes * kLanes, step);
+  const Vector scores = top + weight * step;
+  const float score = scores[label % kLanes];
+  if (score == largest && is_first(c, weight, largest, label)) ++result.correct;
+  return score;
+}
+
 SETR_FAST_INLINE void work_pixels(const Problem& p, const Column& c, int64_t first_pixel, BandResult& result,
                                   Shares& shares) {
   shares.count = 0;
@@ -142,18 +152,16 @@ SETR_FAST_INLINE void work_pixels(const Problem& p, const Column& c, int64_t fir
     const int64_t pixel = first_pixel + row * p.width;
     if (label == kNoLabel) {
       if (p.losses) p.losses[pixel] = 0.0f;
+      if (p.log_sums) p.log_sums[pixel] = 0.0f;
       continue;
     }
     const float weight = c.weights[row];
     float shift, largest;
     float* powers = c.powers + shares.count * c.padded;
     const float sum = powers_of(c, weight, powers, shift, largest);
-    Vector top, step;
-    load(c.top + label / kLanes * kLanes, top), load(c.step + label / kLanes * kLanes, step);
-    const Vector scores = top + weight * step;  // as a vector: rounded as the largest was
-    const float score = scores[label % kLanes];
-    if (score == largest && is_first(c, weight, largest, label)) ++result.correct;
+    const float score = score_of(c, weight, largest, label, result);
     const float log_sum = std::log2(sum) + shift;
+    if (p.log_sums) p.log_sums[pixel] = log_sum;
     const float class_weight = p.class_weights ? p.class_weights[label] : 1.0f;
     double loss = static_cast<double>(keep * class_weight) * static_cast<double>(log_sum - score);
     if (p.smoothing > 0.0f) {
@@ -165,7 +173,7 @@ SETR_FAST_INLINE void work_pixels(const Problem& p, const Column& c, int64_t fir
     if (!p.with_gradient) continue;
     const float gradient = p.pixel_gradients ? p.scale * p.pixel_gradients[pixel] : p.scale;
     const float of_powers = gradient * (keep * class_weight + spread * p.weight_sum) / sum;
-    const float of_label = gradient * keep * class_weight;
+    const float of_label = p.of_labels ? gradient * keep * class_weight : 0.0f;
     const int64_t n = shares.count++;
     shares.row[n] = row;
     shares.to_low[n] = of_powers * (1.0f - weight);
@@ -177,10 +185,30 @@ SETR_FAST_INLINE void work_pixels(const Problem& p, const Column& c, int64_t fir
   }
 }
 
+// One vector of classes onto the four corners, one after the other: at a border two of these are the same.
+SETR_FAST_INLINE void add_to(const Corners& to, int64_t i, const Vector& of_low, const Vector& of_high, float high) {
+  const float low = 1.0f - high;
+  Vector corner;
+  load(to.low_low + i, corner), corner += of_low * low, store(corner, to.low_low + i);
+  load(to.low_high + i, corner), corner += of_low * high, store(corner, to.low_high + i);
+  load(to.high_low + i, corner), corner += of_high * low, store(corner, to.high_low + i);
+  load(to.high_high + i, corner), corner += of_high * high, store(corner, to.high_high + i);
+}
+
+SETR_FAST_INLINE void take_labels_off(const Column& c, const Shares& shares, float high, const Corners& to) {
+  const float low = 1.0f - high;
+  for (int64_t n = 0; n < shares.count; ++n) {
+    const int32_t label = c.labels[shares.row[n] * c.stride];
+    to.low_low[label] -= shares.label_to_low[n] * low;
+    to.low_high[label] -= shares.label_to_low[n] * high;
+    to.high_low[label] -= shares.label_to_high[n] * low;
+    to.high_high[label] -= shares.label_to_high[n] * high;
+  }
+}
+
 SETR_FAST_INLINE void add_gradients(const Problem& p, const Column& c, const Shares& shares, float high,
                                     const Corners& to) {
-  const float low = 1.0f - high;
-  Vector power, corner;
+  Vector power;
   for (int64_t i = 0; i < c.padded; i += kLanes) {
     Vector of_low = Vector{}, of_high = Vector{};
     for (int64_t n = 0; n < shares.count; ++n) {
@@ -194,18 +222,21 @@ SETR_FAST_INLINE void add_gradients(const Problem& p, const Column& c, const Sha
       of_low -= weight * shares.even_to_low;  // what this leaves in the padding is never written
       of_high -= weight * shares.even_to_high;
     }
-    // One after the other: at a border two of these are the same.
-    load(to.low_low + i, corner), corner += of_low * low, store(corner, to.low_low + i);
-    load(to.low_high + i, corner), corner += of_low * high, store(corner, to.low_high + i);
-    load(to.high_low + i, corner), corner += of_high * low, store(corner, to.high_low + i);
-    load(to.high_high + i, corner), corner += of_high * high, store(corner, to.high_high + i);
+    add_to(to, i, of_low, of_high, high);
   }
-  for (int64_t n = 0; n < shares.count; ++n) {
-    const int32_t label = c.labels[shares.row[n] * c.stride];
-    to.low_low[label] -= shares.label_to_low[n] * low;
-    to.low_high[label] -= shares.label_to_low[n] * high;
-    to.high_low[label] -= shares.label_to_high[n] * low;
-    to.high_high[label] -= shares.label_to_high[n] * high;
+  take_labels_off(c, shares, high, to);
+}
+
+// Scores at a column of pixels: at the first low row, and from there to the second.
+SETR_FAST_INLINE void mix_column(const float* low_scores, const float* high_scores, int64_t left, int64_t right,
+                                 float weight, int64_t padded, float* top, float* step) {
+  Vector a, b, c, d;
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    load(low_scores + left + i, a), load(low_scores + right + i, b);
+    load(high_scores + left + i, c), load(high_scores + right + i, d);
+    a += weight * (b - a);
+    c += weight * (d - c);
+    store(a, top + i), store(c - a, step + i);
   }
 }
 
@@ -222,14 +253,7 @@ void work_rows(const Problem& p, const Columns& columns, Workspace& space, int64
   for (int64_t x = 0; x < p.width; ++x) {
     const int64_t left = columns.low[x] * padded, right = columns.high[x] * padded;
     const float weight = columns.weight[x];
-    Vector a, b, c, d;
-    for (int64_t i = 0; i < padded; i += kLanes) {
-      load(low_scores + left + i, a), load(low_scores + right + i, b);
-      load(high_scores + left + i, c), load(high_scores + right + i, d);
-      a += weight * (b - a);
-      c += weight * (d - c);
-      store(a, top + i), store(c - a, step + i);
-    }
+    mix_column(low_scores, high_scores, left, right, weight, padded, top, step);
     if (p.smoothing > 0.0f) {
       const int64_t l = columns.low[x], r = columns.high[x];
       column.top_sum = low_sums[l] + weight * (low_sums[r] - low_sums[l]);

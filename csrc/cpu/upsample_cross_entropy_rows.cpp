@@ -79,6 +79,11 @@ void write_row(const Problem& p, int64_t picture, int64_t row, const float* grad
   const int64_t step_k = p.gradient.strides[1], step_x = p.gradient.strides[3];
   auto* wide = static_cast<float*>(p.gradient.data) + (p.gradient.bfloat16 ? 0 : offset);
   auto* half = static_cast<uint16_t*>(p.gradient.data) + (p.gradient.bfloat16 ? offset : 0);
+  if (p.adds) {  // float32 only
+    for (int64_t x = 0; x < p.low_width; ++x)
+      for (int64_t k = 0; k < p.classes; ++k) wide[k * step_k + x * step_x] += gradients[x * padded + k];
+    return;
+  }
   if (step_k == 1) {
     for (int64_t x = 0; x < p.low_width; ++x) {
       if (p.gradient.bfloat16) {

@@ -12,11 +12,13 @@ from setr_fast.ops.patch_embed_rows import patch_embed_rows
 from setr_fast.ops.to_bytes import to_bytes
 from setr_fast.ops.upsample_accumulate import upsample_accumulate, upsample_accumulate_argmax
 from setr_fast.ops.upsample_argmax import upsample_argmax
+from setr_fast.ops.upsample_class_sums import upsample_class_sums
 from setr_fast.ops.upsample_conv import upsample_conv
 from setr_fast.ops.upsample_conv_classify import upsample_conv_classify
 from setr_fast.ops.upsample_conv_statistics import upsample_conv_statistics
 from setr_fast.ops.upsample_cross_entropy import upsample_cross_entropy
 from setr_fast.ops.upsample_cross_entropy_map import upsample_cross_entropy_map
+from setr_fast.ops.upsample_lovasz import upsample_lovasz
 
 __all__ = [
     "OPS",
@@ -33,11 +35,13 @@ __all__ = [
     "upsample_accumulate",
     "upsample_accumulate_argmax",
     "upsample_argmax",
+    "upsample_class_sums",
     "upsample_conv",
     "upsample_conv_classify",
     "upsample_conv_statistics",
     "upsample_cross_entropy",
     "upsample_cross_entropy_map",
+    "upsample_lovasz",
 ]
 
 check_forced("SETR_FAST_BACKEND")
