@@ -1,4 +1,4 @@
-"""Run by test_segmenter_sequence.py: official Segmenter trains, with its own model, optimiser, schedule and loop.
+"""Run by test_peer_sequences.py: official Segmenter trains, with its own model, optimiser, schedule and loop.
 
 Arguments: a checkout of Segmenter, then folders with ``checkpoint.pth``, ``variant.yml``, ``batches.npz`` (image
 [steps, B, 3, H, W], label [steps, B, H, W]) and ``options.json`` (lr, min_lr). Each gets ``trained.json``: the loss of
