@@ -23,7 +23,7 @@ from setr_fast.data.distort import OPERATIONS, distort, distortion
 from setr_fast.data.options import AugmentConfig
 from setr_fast.data.transforms import TrainTransform, colour_change
 
-MANY = 4000
+MANY = 2000
 HEIGHT = 20000
 FAMILIES = {
     # family: (a recipe of it, range of ratios, their step, long edge of ratio 1, share of one class, Paddle's amount)

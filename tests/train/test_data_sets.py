@@ -18,6 +18,7 @@ TINY = "--model.width 32 --model.depth 2 --model.num-heads 2 --model.taps 0 1 --
 STEPS = "--train.steps 2 --train.batch-size 2 --train.overlays 0 --data.workers 0"
 SIZES = "--inference.stride 24 24 --inference.resize-short 32 --inference.min-short 32"
 RECIPES = {
+    "camvid": "camvid_tiny",
     "foodseg103": "SETR_MLA_Base_768x768_80k_foodseg103_bs_4",
     "urbanlf_real": "SETR_PUP_432x432_80k_urbanlf_real_bs_8",
     "urbanlf_syn": "SETR_PUP_480x480_80k_urbanlf_syn_bs_8",

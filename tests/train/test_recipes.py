@@ -12,6 +12,8 @@ import torch
 
 from setr_fast.cli import main
 from setr_fast.config import RECIPES, Config, published, read_config, recipe_lines, recipe_names, recipe_path
+from setr_fast.data.classes import read_class_table
+from setr_fast.data.layouts.known import known_set
 from setr_fast.errors import ConfigError
 from setr_fast.models.model import create_model
 from setr_fast.train.optimizer import learning_rate, parameter_groups
@@ -128,6 +130,29 @@ def test_rows_of_mmsegmentation_are_those_of_the_written_tables(shared: Path) ->
         config, result = recipe(name), published(name)
         assert (config.augment.crop, config.inference.stride) == ((int(crop),) * 2, (int(stride),) * 2)
         assert (result.miou, result.miou_multi_scale) == (float(single), float(several))
+
+
+def test_every_recipe_builds_its_model_for_its_data() -> None:
+    """Full size, on the meta device, each kind once; the classes are those of the data set."""
+    sizes: dict[tuple[str, str], float] = {}
+    for name in recipe_names():
+        config = recipe(name)
+        known = None if config.data.dataset is None else known_set(config.data.dataset)
+        count = config.data.num_classes or 2
+        if known is not None:
+            count = read_class_table(known.table_path).num_classes if known.table_path is not None else count
+            assert count >= 2, name
+            assert config.data.val_split in known.splits, name
+            assert config.data.train_split in known.splits or config.data.dataset == "dada_seg", name
+        kind = (config.model.name, repr(config.model))
+        if kind not in sizes:
+            with torch.device("meta"):
+                model = create_model(config.model.name, count, config.augment.crop, **config.model.overrides())
+            assert model.spec.num_classes == count
+            sizes[kind] = sum(p.numel() for p in model.parameters()) / 1e6
+    largest = {name: size for (name, _), size in sizes.items()}
+    assert largest["segmenter_mask_vit_l16"] == pytest.approx(330, rel=0.03), "334 million in the paper"
+    assert largest["segmenter_mask_vit_t16"] == pytest.approx(7, rel=0.06), "7 million in the paper"
 
 
 def test_rates_of_every_parameter_group() -> None:
