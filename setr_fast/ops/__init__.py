@@ -3,9 +3,11 @@
 from setr_fast.ops._op import OPS, backend, check_forced
 from setr_fast.ops.add_layer_norm import add_layer_norm
 from setr_fast.ops.attention import attention
+from setr_fast.ops.attention_bytes import attention_bytes
 from setr_fast.ops.augment_image import augment_image
 from setr_fast.ops.augment_label import augment_label
 from setr_fast.ops.confusion_matrix import confusion_matrix
+from setr_fast.ops.layer_norm_bytes import layer_norm_bytes
 from setr_fast.ops.patch_embed import patch_embed
 from setr_fast.ops.patch_embed_product import patch_embed_product
 from setr_fast.ops.patch_embed_rows import patch_embed_rows
@@ -24,10 +26,12 @@ __all__ = [
     "OPS",
     "add_layer_norm",
     "attention",
+    "attention_bytes",
     "augment_image",
     "augment_label",
     "backend",
     "confusion_matrix",
+    "layer_norm_bytes",
     "patch_embed",
     "patch_embed_product",
     "patch_embed_rows",

@@ -8,14 +8,20 @@ from torch import Tensor, nn
 
 from setr_fast import ops
 from setr_fast.nn.block import Block
-from setr_fast.precision.linears import Int8Linear, PlainLinear
+from setr_fast.precision.heads import ByteAttention
+from setr_fast.precision.linears import ByteRange, Int8Linear, PlainLinear
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 """The linear layers of a block, in the order in which they run."""
 
 
 class Norm(nn.Module):
-    """Scale and shift of a layer norm; ``smooth`` divides what comes out, channel by channel."""
+    """Scale and shift of a layer norm; ``smooth`` divides what comes out, channel by channel.
+
+    ``outputs``, where set: what follows takes bytes of this range.
+    """
+
+    outputs: ByteRange | None = None
 
     def __init__(self, norm: nn.LayerNorm, smooth: Tensor | None = None) -> None:
         super().__init__()
@@ -24,22 +30,36 @@ class Norm(nn.Module):
         self.eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if (to := self.outputs) is not None:
+            return ops.layer_norm_bytes(x, self.weight, self.bias, self.eps, to.scale, to.zero, to.levels)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class InferenceBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); sums run in the norm and in the last product.
 
-    ``products`` [qkv, proj, fc1, fc2] compute in what dtype they like; the residual stream keeps its own.
+    ``products`` [qkv, proj, fc1, fc2] compute in what dtype they like; the residual stream keeps its own. ``heads``
+    takes the place of the first of them and of attention. Bytes that a product takes are made where its input is made.
     """
 
-    def __init__(self, num_heads: int, norms: tuple[Norm, Norm], products: tuple[nn.Module, ...]) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        norms: tuple[Norm, Norm],
+        products: tuple[nn.Module, ...],
+        heads: ByteAttention | None = None,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm1, self.norm2 = norms
         self.qkv, self.proj, self.fc1, self.fc2 = products
-        if isinstance(self.fc1, Int8Linear) and isinstance(self.fc2, Int8Linear):
-            self.fc1.outputs = self.fc2.inputs  # GELU's result is rounded where it is made
+        self.heads = heads
+        if isinstance(self.qkv, Int8Linear):
+            self.norm1.outputs = self.qkv.inputs
+        if isinstance(self.fc1, Int8Linear):
+            self.norm2.outputs = self.fc1.inputs
+            if isinstance(self.fc2, Int8Linear):
+                self.fc1.outputs = self.fc2.inputs  # behind GELU
 
     @classmethod
     def plain(cls, block: Block) -> InferenceBlock:
@@ -48,9 +68,13 @@ class InferenceBlock(nn.Module):
         return cls(block.attn.num_heads, norms, tuple(PlainLinear(layer_of(block, name)) for name in LAYERS))
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        heads_BNMD = ops.attention(self.qkv(self.norm1(x_BND)), self.num_heads)
-        norm = self.norm2
-        x_BND, h_BND = ops.add_layer_norm(x_BND, self.proj(heads_BNMD), norm.weight, norm.bias, norm.eps)
+        norm, h_BND = self.norm2, self.norm1(x_BND)
+        heads_BND = ops.attention(self.qkv(h_BND), self.num_heads) if self.heads is None else self.heads(h_BND)
+        if norm.outputs is None:
+            x_BND, h_BND = ops.add_layer_norm(x_BND, self.proj(heads_BND), norm.weight, norm.bias, norm.eps)
+        else:
+            x_BND = self.proj(heads_BND, onto=x_BND.clone())  # not into x itself, which may be a tap
+            h_BND = norm(x_BND)
         return self.fc2(self.fc1(h_BND, gelu=True), onto=x_BND)
 
 

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from setr_fast import ops
 from setr_fast.models.model import SegmentationModel
 from setr_fast.nn.block import Block
 from setr_fast.ops.upsample_argmax import upsample_argmax
 from setr_fast.precision.block import LAYERS, InferenceBlock, Norm, layer_of, norm_of, steps
+from setr_fast.precision.heads import ByteAttention, heads_of_bytes
 from setr_fast.precision.linears import ByteRange, Fp8Linear, HalfLinear, Int8Linear, PlainLinear, byte_levels
 from setr_fast.precision.tree import with_modules
 
@@ -32,7 +34,8 @@ MARGIN = 1.1
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer, rounded: the quotient of its answer's power and its error's, in decibels."""
+    """One linear layer, rounded, or attention with the product in front of it: the quotient of its answer's power and
+    its error's, in decibels."""
 
     name: str
     sqnr_db: float
@@ -62,6 +65,8 @@ class Report:
 
 
 Rounded = Int8Linear | Fp8Linear
+ATTENTION = "attn"
+"""What attention is called in the report, beside LAYERS."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class _Seen:
 
     layers: dict[str, Rounded]
     smooth: dict[str, Tensor]
+    heads: ByteAttention | None = None
 
 
 class _Observer(nn.Module):
@@ -104,7 +110,19 @@ class _Observer(nn.Module):
             error = rounded(inputs, gelu=layer == "mlp.fc1").float().sub_(outputs)
             found.layers[layer] = rounded
             self.layers.append(Layer(f"{self.name}.{layer}", _decibels(outputs, error), float(low), float(high)))
+        self._round_attention(found, *known["attn.qkv"], known["attn.proj"][0])
         return x_BND
+
+    def _round_attention(self, found: _Seen, norm: Tensor, qkv: Tensor, heads: Tensor) -> None:
+        first, behind = found.layers["attn.qkv"], found.layers["attn.proj"]
+        found.heads = attention = heads_of_bytes(first, self.block.attn.num_heads, MARGIN * qkv, behind)
+        if attention is None:
+            return
+        ins, outs = attention.inputs, attention.outputs
+        rounded = attention(ops.to_bytes(norm / found.smooth["attn.qkv"], ins.scale, ins.zero, ins.levels))
+        error = rounded.float().sub_(outs.zero).mul_(outs.scale).sub_(heads)
+        low, high = (float(value) for value in qkv.aminmax())
+        self.layers.append(Layer(f"{self.name}.{ATTENTION}", _decibels(heads, error), low, high))
 
 
 def int8_model(model: SegmentationModel, windows: Tensor, goal: float = AGREEMENT) -> tuple[SegmentationModel, Report]:
@@ -180,7 +198,9 @@ def _assembled(model: SegmentationModel, kind: Kind, seen: dict[str, _Seen], kep
         products = tuple(
             found.layers[layer] if rounded[layer] else kind.wider(layer_of(module, layer)) for layer in LAYERS
         )
-        return InferenceBlock(module.attn.num_heads, (norm("attn.qkv"), norm("mlp.fc1")), products)
+        whole = rounded["attn.qkv"] and rounded["attn.proj"] and f"{name}.{ATTENTION}" not in kept
+        heads = found.heads if whole else None
+        return InferenceBlock(module.attn.num_heads, (norm("attn.qkv"), norm("mlp.fc1")), products, heads)
 
     return with_modules(model, exchange)
 
