@@ -17,7 +17,7 @@ from setr_fast.config import Config
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What a run imports at its first step is loaded once, too: a second of processor time per rank.
-_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "setr_fast.train.launch", "setr_fast.data.scenes"])
+_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "setr_fast.train.launch", "setr_fast.data.scenes.builtin"])
 
 
 def free_port() -> int:
