@@ -14,6 +14,7 @@ from setr_fast.train.devices import REACHED, Device
 from setr_fast.train.heap import extent
 from setr_fast.train.memory import Profile, profile_step
 from setr_fast.train.options import TrainConfig
+from setr_fast.train.process import resident_after_a_small_step
 
 # What libraries of a CPU hold beside tensors: packed weights and work areas (measured; docs/training.md).
 LIBRARIES = 65 * 2**20
@@ -87,6 +88,8 @@ def make_plan(spec: ModelSpec, config: TrainConfig, layout: Layout, device: Devi
         copies = (2 if layout.adam else 1) + (1 if layout.averaged else 0)
         grown = extent(own.blocks, [4 * size for size in each], [4 * size for size in each] * copies)
         parts["allocator"] = LIBRARIES + max(0, grown - sum(parts.values()))
+        parts["checkpoint"] = wide * (1 + copies)  # the saver's copies stay
+        parts["process"] = resident_after_a_small_step()
     else:  # the optimiser's step over many tensors at once makes a copy of the gradients' size
         parts["gradients"] = max(parts["gradients"], 2 * wide - busy)
     sent, seconds = _communication(weights, blocks, layout, device)
