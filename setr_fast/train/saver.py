@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,9 +27,6 @@ from setr_fast.train.checkpoint import FORMAT, ROOT, SHARDS, STATE, Progress, co
 from setr_fast.train.ranks import Ranks
 from setr_fast.train.shards import Writer
 
-PATIENCE_S = 0.0005
-"""How long a thread that wants the interpreter lets another run on, while a run may save."""
-
 
 class Saver:
     """Writes one checkpoint at a time, by every rank together; ``folder`` is the run's ``checkpoints``.
@@ -46,11 +42,6 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._copy = _Copy()
-        self._model: SegmentationModel | None = None
-        self._model_is_of: dict[str, Tensor] = {}
-        # While a checkpoint is written, training asks for the interpreter at every operator: 5 ms each are too long.
-        self._patience = sys.getswitchinterval()
-        sys.setswitchinterval(PATIENCE_S)
 
     @property
     def failed(self) -> bool:
@@ -75,7 +66,7 @@ class Saver:
         )
         assert isinstance(written, Future)
         if self.ranks.is_first:
-            self._pending = self._thread.submit(self._publish, written, temporary, progress)
+            self._pending = self._thread.submit(self._publish, written, temporary, self._copy.copies, progress)
         else:
             self._pending = self._thread.submit(written.result)
         if self.wait:
@@ -105,16 +96,12 @@ class Saver:
     def close(self) -> None:
         """Let the thread go."""
         self._thread.shutdown(wait=True)
-        sys.setswitchinterval(self._patience)
 
-    def _publish(self, written: Future[Any], temporary: Path, progress: Progress) -> None:
+    def _publish(self, written: Future[Any], temporary: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
         """Complete the folder, put it under its name, delete all but the newest ``keep``."""
         written.result()
-        tensors = self._copy.copies
         if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            if self._model is None or self._model_is_of is not tensors:
-                self._model, self._model_is_of = model_of(tensors, progress), tensors
-            write_model(self._model, temporary)
+            write_model(model_of(tensors, progress), temporary)
         sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
         facts = {
             "format": FORMAT,
