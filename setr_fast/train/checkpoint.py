@@ -1,7 +1,7 @@
 """Checkpoints of a run: complete or absent, sharded, read by any number of processes, enough to go on to the bit.
 
 ``checkpoints/step_00000400/`` holds ``train_state.json`` (step, best score, configuration, model, sizes of all files)
-and ``shards/``, planned by torch.distributed.checkpoint: ``weights/<name>``, ``buffers/<name>``, ``average/<name>``
+and ``shards/``, which torch.distributed.checkpoint writes: ``weights/<name>``, ``buffers/<name>``, ``average/<name>``
 and ``optimizer/<name>/<key>``. Random streams and the data's order follow from seed and step. Where no rank shards,
 ``config.json`` and ``model.safetensors`` stand beside them, for ``eval`` and ``setr_fast.load``; of a sharded
 checkpoint, ``setr-fast consolidate`` makes them. A folder appears under its name when everything in it is on the disk.
@@ -27,7 +27,6 @@ from torch.distributed.tensor import DTensor
 from setr_fast.errors import CheckpointError
 from setr_fast.models.spec import ModelSpec
 from setr_fast.train.average import Average
-from setr_fast.train.shards import Reader
 
 NAME = re.compile(r"step_(\d{8})")
 SHARDS = "shards"
@@ -157,7 +156,7 @@ def fault_of(saved: Path) -> str | None:
 
 def _metadata(saved: Path) -> dict[str, TensorStorageMetadata]:
     try:
-        known = Reader(saved / SHARDS).read_metadata().state_dict_metadata
+        known = dcp.FileSystemReader(saved / SHARDS).read_metadata().state_dict_metadata
     except (Exception, CheckpointException) as error:  # a damaged pickle may raise anything
         raise CheckpointError(
             f"{saved}: its list of tensors cannot be read: {_line(error)}; delete this folder"
@@ -170,7 +169,7 @@ def _load(saved: Path, target: dict[str, Tensor], alone: bool = False) -> None:
     alone = alone or not torch.distributed.is_initialized()
     try:
         with torch.no_grad():
-            dcp.load({ROOT: target}, storage_reader=Reader(saved / SHARDS), no_dist=alone)
+            dcp.load({ROOT: target}, storage_reader=dcp.FileSystemReader(saved / SHARDS), no_dist=alone)
     except (Exception, CheckpointException) as error:  # the latter, of any rank's failure, is a BaseException
         raise CheckpointError(f"{saved}: its tensors cannot be read: {_line(error)}; delete this folder") from None
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
 from setr_fast.errors import BackendError
@@ -25,7 +25,6 @@ from setr_fast.models.model import SegmentationModel
 from setr_fast.models.store import write_model
 from setr_fast.train.checkpoint import FORMAT, ROOT, SHARDS, STATE, Progress, complete
 from setr_fast.train.ranks import Ranks
-from setr_fast.train.shards import Writer
 
 
 class Saver:
@@ -41,7 +40,6 @@ class Saver:
         self.group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._copy = _Copy()
 
     @property
     def failed(self) -> bool:
@@ -55,18 +53,19 @@ class Saver:
         if self.ranks.is_first:
             for left in self.folder.glob(".writing-*"):  # of a run that was killed while it wrote
                 shutil.rmtree(left, ignore_errors=True)
+        stager = _Copy()
         if self.ranks.any(not _made(temporary / SHARDS, self.ranks.is_first)):
             raise BackendError(f"{self.folder}: cannot be written; make it writable, then go on with --resume")
         written = dcp.async_save(
             {ROOT: tensors},
-            storage_writer=Writer(temporary / SHARDS),
+            storage_writer=dcp.FileSystemWriter(temporary / SHARDS, thread_count=1),
             process_group=self.group,
             no_dist=self.ranks.world_size == 1,
-            async_stager=self._copy,
+            async_stager=stager,
         )
         assert isinstance(written, Future)
         if self.ranks.is_first:
-            self._pending = self._thread.submit(self._publish, written, temporary, self._copy.copies, progress)
+            self._pending = self._thread.submit(self._publish, written, temporary, stager.copies, progress)
         else:
             self._pending = self._thread.submit(written.result)
         if self.wait:
@@ -114,7 +113,7 @@ class Saver:
             "files": sizes,
         }
         (temporary / STATE).write_text(json.dumps(facts, indent=1))
-        for path in [*_model_files(temporary), temporary / STATE]:  # the shards are synced
+        for path in [*_model_files(temporary), temporary / STATE]:  # DCP has synced its own
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(temporary / SHARDS)
@@ -129,38 +128,26 @@ class Saver:
 
 
 class _Copy(AsyncStager):
-    """Copies to the CPU before the step goes on, into the same memory every time."""
+    """Copies to the CPU before the step goes on, and remembers the copies."""
 
     _synchronize_after_execute = False
 
     def __init__(self) -> None:
-        self.copies: dict[str, Tensor] = {}
-        self._local: list[Tensor] = []
+        self.copies: dict[str, Any] = {}
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        tensors: dict[str, Tensor] = state_dict[ROOT]
-        if [(k, t.shape) for k, t in tensors.items()] != [(k, t.shape) for k, t in self.copies.items()]:
-            self._local = [torch.empty_like(_own(tensor), device="cpu") for tensor in tensors.values()]
-            pairs = zip(tensors.items(), self._local, strict=True)
-            self.copies = {key: _like(tensor, local) for (key, tensor), local in pairs}
-        torch._foreach_copy_(self._local, [_own(tensor) for tensor in tensors.values()])
-        return {ROOT: self.copies}
+        stager = DefaultStager(StagingOptions(False, False, False, False))
+        staged = stager.stage(state_dict)
+        whole: dict[str, Any] = staged.result() if isinstance(staged, Future) else staged
+        self.copies = whole[ROOT]
+        stager.close()
+        return whole
 
     def synchronize_staging(self) -> None:
         """Do nothing: ``stage`` returns when the copies are there."""
 
     def close(self) -> None:
-        """Do nothing: the copies go with the saver."""
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Return what of a tensor lies on this rank."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-
-
-def _like(tensor: Tensor, local: Tensor) -> Tensor:
-    """Return a tensor that is sharded as another is, over what lies here of it."""
-    return DTensor(local, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else local
+        """Do nothing: ``stage`` holds nothing."""
 
 
 def model_of(tensors: dict[str, Tensor], progress: Progress) -> SegmentationModel:
@@ -200,7 +187,7 @@ def _reason(error: BaseException) -> str:
         seen += causes
     text = " ".join(str(error).split())
     full = os.strerror(errno.ENOSPC)
-    return full if full in text else text[-200:]
+    return full if "PytorchStreamWriter" in text or full in text else text[-200:]
 
 
 def _of_ranks(error: BaseException) -> list[Any]:

@@ -62,15 +62,15 @@ def _die() -> None:
 
 
 def _die_while_shards_are_written() -> None:
-    write = saver.Writer.write_data
+    write = saver.dcp.FileSystemWriter.write_data
 
-    def write_and_die(self: saver.Writer, *args: object) -> object:
+    def write_and_die(self: saver.dcp.FileSystemWriter, *args: object) -> object:
         if "step_00000004" in str(self.path):
-            (Path(str(self.path)) / "__0_0.bytes").write_bytes(b"half")
+            (Path(str(self.path)) / "__0_0.distcp").write_bytes(b"half")
             _die()
         return write(self, *args)
 
-    saver.Writer.write_data = write_and_die
+    saver.dcp.FileSystemWriter.write_data = write_and_die
 
 
 def _die_before_the_folder_gets_its_name() -> None:
@@ -89,7 +89,7 @@ def _die_while_old_ones_are_deleted() -> None:
 
     def die_or_remove(path: Path, **options: object) -> None:
         if str(path).endswith("step_00000002"):
-            next(Path(path).glob("shards/*.bytes")).unlink()
+            next(Path(path).glob("shards/*.distcp")).unlink()
             _die()
         remove(path, **options)
 

@@ -158,10 +158,10 @@ def test_half_written_and_damaged_checkpoints(tiny: Make, caplog: pytest.LogCapt
     folder = config.run_dir / "checkpoints"
     (folder / ".writing-step_00000009").mkdir()  # what a kill during a save leaves
     assert [p.name for p in checkpoint.complete(folder)] == ["step_00000003", "step_00000006"]
-    shards = [next((p / "shards").glob("*.bytes")) for p in checkpoint.complete(folder)]
+    shards = [next((p / "shards").glob("*.distcp")) for p in checkpoint.complete(folder)]
     shards[1].write_bytes(shards[1].read_bytes()[:1000])
     assert run(replace(config, resume=True), []) == 0
-    assert "step_00000006: shards/__0_0.bytes is damaged" in caplog.text
+    assert "step_00000006: shards/__0_0.distcp is damaged" in caplog.text
     assert "passed over for step_00000003" in caplog.text
     assert checkpoint.fault_of(folder / "step_00000006") is None, "it has been written again"
     for shard in shards:
