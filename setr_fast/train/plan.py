@@ -88,7 +88,7 @@ def make_plan(spec: ModelSpec, config: TrainConfig, layout: Layout, device: Devi
         copies = (2 if layout.adam else 1) + (1 if layout.averaged else 0)
         grown = extent(own.blocks, [4 * size for size in each], [4 * size for size in each] * copies)
         parts["allocator"] = LIBRARIES + max(0, grown - sum(parts.values()))
-        parts["checkpoint"] = wide * (1 + copies)  # the saver's copies stay
+        parts["checkpoint"] = wide * (1 + copies)  # copied before they are written
         parts["process"] = resident_after_a_small_step()
     else:  # the optimiser's step over many tensors at once makes a copy of the gradients' size
         parts["gradients"] = max(parts["gradients"], 2 * wide - busy)
