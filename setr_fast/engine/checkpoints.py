@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from setr_fast.checkpoints.adapters import ADAPTER_FILE, is_adapter_folder
-from setr_fast.checkpoints.load import load
 from setr_fast.errors import CheckpointError
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.store import CONFIG_FILE, WEIGHTS_FILE, load_model
@@ -24,14 +23,17 @@ if TYPE_CHECKING:
 def load_checkpoint(path: Path) -> tuple[SegmentationModel, Path]:
     """Return the model that a path means, and where it lies: a model folder, or a weights file of another code base.
 
+    The weights of a folder are mapped, not copied.
+
     Raises: CheckpointError where there is none; ConfigError where a file does not say enough: `convert` takes the rest.
     """
-    if Path(path).is_file() and Path(path).name not in (CONFIG_FILE, WEIGHTS_FILE):
-        return load(path), Path(path)
-    if is_adapter_folder(path):
-        return load(path), Path(path) / ADAPTER_FILE
+    foreign = Path(path).is_file() and Path(path).name not in (CONFIG_FILE, WEIGHTS_FILE)
+    if foreign or is_adapter_folder(path):
+        from setr_fast.checkpoints.load import load  # all code bases' rules: a tenth of starting, and seldom needed
+
+        return load(path), Path(path) if foreign else Path(path) / ADAPTER_FILE
     folder = checkpoint_folder(path)
-    return load_model(folder), folder
+    return load_model(folder, mapped=True), folder
 
 
 def checkpoint_folder(path: Path) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor
 from setr_fast.errors import CheckpointError, ConfigError
 from setr_fast.fields import nearest
 from setr_fast.files import atomic_folder
+from setr_fast.models.mapping import mapped_tensors, release
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.spec import ModelSpec
 
@@ -26,6 +27,7 @@ FORMAT = "setr_fast"
 VERSION = 1
 _MAX_CONFIG_BYTES = 1 << 20
 _READ_BYTES = 16 << 20
+_CHECKED_BYTES = 64 << 20
 _NAMED = 5  # keys that one message names
 
 
@@ -55,8 +57,11 @@ def write_model(model: SegmentationModel, folder: Path) -> None:
     (folder / CONFIG_FILE).write_text(spec_text(model.spec), encoding="utf-8")
 
 
-def load_model(folder: str | Path, **overrides: Any) -> SegmentationModel:
+def load_model(folder: str | Path, *, mapped: bool = False, **overrides: Any) -> SegmentationModel:
     """Read a model folder: eval mode, float32, CPU. The overrides are fields of ``ModelSpec``.
+
+    ``mapped``: the weights are the file's own pages (see ``mapping``), which processes share and nobody copies; the
+    file must not be written over while the model lives. Else the model has memory of its own.
 
     Raises: CheckpointError with one line that names the file and what is wrong with it.
     """
@@ -65,7 +70,7 @@ def load_model(folder: str | Path, **overrides: Any) -> SegmentationModel:
         kind = "a file" if path.exists() else "nothing"
         raise CheckpointError(f"{path}: must be a model folder with {CONFIG_FILE} and {WEIGHTS_FILE}, got {kind}")
     spec = read_spec(path / CONFIG_FILE, **overrides)
-    tensors = read_tensors(path / WEIGHTS_FILE)
+    tensors = read_tensors(path / WEIGHTS_FILE, mapped=mapped)
     return fill_model(spec, tensors, where=str(path / WEIGHTS_FILE), copy=False)
 
 
@@ -89,8 +94,9 @@ def read_spec(path: Path, **overrides: Any) -> ModelSpec:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file into memory of its own, so that the file may be replaced while the model lives.
+def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """Read a safetensors file into memory of its own, so that the file may be written over while the model lives; or
+    ``mapped``, as its pages.
 
     The file is mapped anew for every few tensors: pages that were read leave the process's memory again, and loading
     takes the file's size once.
@@ -98,6 +104,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     _present(path)
     tensors: dict[str, Tensor] = {}
     try:
+        if mapped:
+            return mapped_tensors(path)
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
         while len(tensors) < len(names):
@@ -138,13 +146,27 @@ def fill_model(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str, copy:
         if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point()
     ]
     if not faults:
-        faults = [fault for name, tensor in tensors.items() if (fault := finite_fault(name, tensor))]
+        faults = _all_finite(tensors)
     if faults:
         more = f" (and {len(faults) - _NAMED} more)" if len(faults) > _NAMED else ""
         raise CheckpointError(f"{where}: weights must fit the model {spec.name}: " + "; ".join(faults[:_NAMED]) + more)
     state = {name: tensor.to("cpu", wanted[name].dtype, copy=copy) for name, tensor in tensors.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def _all_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return what is not finite. Weights that are mapped leave the process's memory again as they are checked."""
+    faults, checked, pending = [], list[Tensor](), 0
+    for name, tensor in tensors.items():
+        if fault := finite_fault(name, tensor):
+            faults.append(fault)
+        checked.append(tensor)
+        pending += tensor.nbytes
+        if pending > _CHECKED_BYTES:
+            release(checked)
+            checked, pending = [], 0
+    return faults
 
 
 def finite_fault(name: str, tensor: Tensor) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from setr_fast import ops
+from setr_fast.models.mapping import release
 from setr_fast.models.model import SegmentationModel
 from setr_fast.nn.block import Block
 from setr_fast.ops.upsample_argmax import upsample_argmax
@@ -111,6 +112,7 @@ class _Observer(nn.Module):
             found.layers[layer] = rounded
             self.layers.append(Layer(f"{self.name}.{layer}", _decibels(outputs, error), float(low), float(high)))
         self._round_attention(found, *known["attn.qkv"], known["attn.proj"][0])
+        release(self.block.parameters())  # where they are mapped, only one block's are in memory at a time
         return x_BND
 
     def _round_attention(self, found: _Seen, norm: Tensor, qkv: Tensor, heads: Tensor) -> None:

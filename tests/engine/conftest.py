@@ -102,5 +102,5 @@ def checkpoint(tmp_path, make_model, monkeypatch) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(checkpoints, "load_model", lambda path: make_model())
+    monkeypatch.setattr(checkpoints, "load_model", lambda path, mapped: make_model())
     return folder

@@ -151,7 +151,7 @@ def test_hash_of_the_data_follows_names_and_content(checkpoint, data):
 
 
 def test_eval_of_built_in_scenes_needs_no_folder(checkpoint, monkeypatch, make_model):
-    monkeypatch.setattr(checkpoints, "load_model", lambda path: make_model(num_classes=8))
+    monkeypatch.setattr(checkpoints, "load_model", lambda path, mapped: make_model(num_classes=8))
     result = eval_command(checkpoint, DataConfig(builtin_val=2, builtin_size=32), INFERENCE)
     assert result["images"] == 2
     assert "sky" in result["IoU"]
