@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from setr_fast.checkpoints.families.family import Family
+from setr_fast.checkpoints.memory import contiguous
 from setr_fast.checkpoints.rules import Dropped, Rule
 from setr_fast.errors import CheckpointError
 from setr_fast.fields import nearest
@@ -148,18 +148,9 @@ def _value_faults(rule: Rule, tensors: Mapping[str, Tensor]) -> list[str]:
 def _own(tensor: Tensor, dtype: torch.dtype, taken: set[int]) -> Tensor:
     """Return the tensor with a storage that is exactly its own, copied only where it is not."""
     tensor = tensor.detach().to("cpu", dtype)
-    if not tensor.is_contiguous():
-        tensor = new_memory(tensor).copy_(tensor)
+    tensor = contiguous(tensor)
     storage = tensor.untyped_storage()
     if storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
         tensor = tensor.clone()
     taken.add(tensor.untyped_storage().data_ptr())
     return tensor
-
-
-def new_memory(tensor: Tensor) -> Tensor:
-    """Return memory for a contiguous copy.
-
-    NumPy asks Linux for huge pages, PyTorch does not: the first touch of small ones takes longer than the copy.
-    """
-    return torch.from_numpy(np.empty(tensor.nbytes, np.uint8)).view(tensor.dtype).view(tensor.shape)

@@ -22,13 +22,20 @@ from setr_fast.errors import CheckpointError, ConfigError
 from setr_fast.files import atomic_folder
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.spec import ModelSpec
-from setr_fast.models.store import CONFIG_FILE, fill_model, load_model, read_spec, read_tensors, spec_text
+from setr_fast.models.store import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    fill_model,
+    load_model,
+    read_spec,
+    read_tensors,
+    spec_text,
+)
 from setr_fast.nn.lora import PARTS
 
 ADAPTERS = "adapters"
 """The name of this form, for ``convert --to``."""
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_FILE = "adapter_model.safetensors"
 _BEFORE = "base_model.model."
 _PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 _UNKNOWN = ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "fan_in_fan_out", "layer_replication")

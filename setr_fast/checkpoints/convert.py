@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from setr_fast.checkpoints.accounting import Accounting
-from setr_fast.checkpoints.adapters import ADAPTER_FILE, ADAPTERS, is_adapter_folder, load_adapters, save_adapters
+from setr_fast.checkpoints.adapters import ADAPTERS, is_adapter_folder, load_adapters, save_adapters
 from setr_fast.checkpoints.certificate import NAME, certificate, certificate_text, compare_forward
 from setr_fast.checkpoints.export import export, write_export
 from setr_fast.checkpoints.families import FAMILIES
@@ -25,7 +25,7 @@ from setr_fast.errors import CheckpointError, ConfigError
 from setr_fast.fields import nearest
 from setr_fast.files import atomic_write
 from setr_fast.models.spec import ModelSpec
-from setr_fast.models.store import WEIGHTS_FILE, load_model, save_model
+from setr_fast.models.store import ADAPTER_FILE, WEIGHTS_FILE, load_model, save_model
 
 OFFICIAL = {"official": "setr"}
 """Other names of targets."""

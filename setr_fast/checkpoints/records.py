@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.checkpoints.faults import Unusable, shortened
+from setr_fast.checkpoints.memory import copy_turned, new_bytes, read_into
 from setr_fast.checkpoints.unpickle import Buffer, Call, Global, PersistentId, Span
 
 DTYPES = {
@@ -139,10 +140,8 @@ def read_array(file: BinaryIO, start: int, size: tuple[int, ...], dtype: np.dtyp
 
     Raises: Unusable where the file ends early.
     """
-    array = np.empty(size, dtype)
-    file.seek(start)
-    raw: Any = memoryview(array.reshape(-1)).cast("B") if array.nbytes else b""  # type: ignore[arg-type]
-    if array.nbytes and file.readinto(raw) != array.nbytes:  # type: ignore[attr-defined]
+    array = new_bytes(math.prod(size) * dtype.itemsize).view(dtype).reshape(size)
+    if not read_into(file, start, array):
         raise Unusable("must hold all of its tensors, got a file that is cut off")
     return array
 
@@ -155,7 +154,7 @@ class Turner:
     """
 
     def __init__(self) -> None:
-        self._scratch = np.empty(0, np.uint8)
+        self._scratch = new_bytes(0)
 
     def takes(self, size: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
         """Say whether an array is a matrix that is worth it."""
@@ -168,12 +167,11 @@ class Turner:
         """
         length = math.prod(size) * dtype.itemsize
         if len(self._scratch) < length:
-            self._scratch = np.empty(length, np.uint8)
-        file.seek(start)
-        if file.readinto(self._scratch[:length]) != length:  # type: ignore[attr-defined]
+            self._scratch = new_bytes(length)
+        if not read_into(file, start, self._scratch[:length]):
             raise Unusable("must hold all of its tensors, got a file that is cut off")
         matrix = torch.from_numpy(self._scratch[:length].view(dtype).reshape(size))
-        return torch.from_numpy(np.empty(size[::-1], dtype)).copy_(matrix.T).T
+        return copy_turned(matrix, torch.empty(size[::-1], dtype=matrix.dtype)).T
 
 
 def array_to_tensor(array: np.ndarray[Any, Any]) -> Tensor:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from setr_fast.checkpoints.memory import copy_turned
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -79,7 +81,11 @@ def flax_qkv(heads: int) -> Transform:
     """Three kernels [D, heads, E] (query, key, value) for one weight [3 * D, D]."""
 
     def load(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([kernel.flatten(1).T for kernel in tensors])
+        matrices = [kernel.flatten(1) for kernel in tensors]
+        out = torch.empty(sum(m.shape[1] for m in matrices), matrices[0].shape[0], dtype=matrices[0].dtype)
+        for matrix, part in zip(matrices, out.split([m.shape[1] for m in matrices]), strict=True):
+            copy_turned(matrix, part)
+        return out
 
     def store(tensor: Tensor) -> list[Tensor]:
         return [part.T.unflatten(1, (heads, -1)) for part in tensor.chunk(3)]

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from setr_fast.checkpoints.adapters import ADAPTER_FILE, is_adapter_folder
 from setr_fast.errors import CheckpointError
 from setr_fast.models.model import SegmentationModel
-from setr_fast.models.store import CONFIG_FILE, WEIGHTS_FILE, load_model
+from setr_fast.models.store import ADAPTER_CONFIG, ADAPTER_FILE, CONFIG_FILE, WEIGHTS_FILE, load_model
 
 if TYPE_CHECKING:
     from setr_fast.data.source import Source
@@ -28,7 +27,7 @@ def load_checkpoint(path: Path) -> tuple[SegmentationModel, Path]:
     Raises: CheckpointError where there is none; ConfigError where a file does not say enough: `convert` takes the rest.
     """
     foreign = Path(path).is_file() and Path(path).name not in (CONFIG_FILE, WEIGHTS_FILE)
-    if foreign or is_adapter_folder(path):
+    if foreign or (Path(path) / ADAPTER_CONFIG).is_file():
         from setr_fast.checkpoints.load import load  # all code bases' rules: a tenth of starting, and seldom needed
 
         return load(path), Path(path) if foreign else Path(path) / ADAPTER_FILE

@@ -23,6 +23,7 @@ from setr_fast.models.spec import ModelSpec
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"  # of checkpoints/adapters.py
 FORMAT = "setr_fast"
 VERSION = 1
 _MAX_CONFIG_BYTES = 1 << 20
