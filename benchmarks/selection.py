@@ -21,16 +21,19 @@ def spread(items: Sequence[T], most: int = MOST) -> list[T]:
 
 
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark and drop items: by default all but ``full`` and ``peers``; ``-m full`` means all but ``peers``.
+    """Mark and drop items: by default all but ``full`` and ``peers``.
 
-    Naming a test (``-k``, ``file.py::test``) or marks (``-m``) is a choice of its own, from which nothing is dropped.
+    ``-m full`` means all but the peers, ``-m peers`` the small ones of these and ``-m "peers and full"`` the large.
+    Naming a test (``-k``, ``file.py::test``) is a choice of its own, from which nothing is dropped.
     """
-    chosen = config.getoption("markexpr") or config.getoption("keyword") or any("::" in a for a in config.args)
-    outside = [item for item in items if item.get_closest_marker("peers") or item.get_closest_marker("full")]
+    marks = config.getoption("markexpr") or ""
+    named = config.getoption("keyword") or any("::" in argument for argument in config.args)
+    unwanted = {name for name in ("full", "peers") if name not in marks}
+    outside = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
     for item in items:
         if not item.get_closest_marker("peers"):
             item.add_marker("full")
-    if not chosen and outside:
+    if outside and not named:
         config.hook.pytest_deselected(items=outside)
         items[:] = [item for item in items if item not in set(outside)]
 

@@ -31,6 +31,7 @@ DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.full)]
 OURS = "ours"
 LAYOUTS = {"eager": torch.contiguous_format, "eager, channels_last": torch.channels_last}
 SIDES = (OURS, *LAYOUTS)
+LIKE = {OURS: "eager", **{name: name for name in LAYOUTS}}  # each layout is plain PyTorch, with an error of its own
 Run = Callable[[Tensor], Tensor]
 
 
@@ -92,7 +93,7 @@ def test_inference(dtype: torch.dtype, benchmark: Any, record: Callable[[Any], N
     def make(index: int) -> Arguments:
         return (draw(dtype, seed + index)(BATCH, GRID.tokens, 1024),)
 
-    sides = {name: Side(run, dtype, "eager", ours=name == OURS) for name, run in runs.items()}
+    sides = {name: Side(run, dtype, LIKE[name], ours=name == OURS) for name, run in runs.items()}
     _compare(sides, make, exact, "inference", benchmark, record)
 
 
@@ -111,7 +112,7 @@ def test_training(dtype: torch.dtype, direction: str, benchmark: Any, record: Ca
     sides = {}
     for name, run in runs.items():
         clock = run.backward_seconds if direction == "backward" else None
-        sides[name] = Side(run, dtype, "eager", ours=name == OURS, clock=clock)
+        sides[name] = Side(run, dtype, LIKE[name], ours=name == OURS, clock=clock)
     _compare(sides, make, exact, direction, benchmark, record)
 
 

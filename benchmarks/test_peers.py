@@ -1,7 +1,8 @@
 """Beside other code bases: their own networks with the same sizes, with the same weights where a mapping exists.
 
-Opt in: ``pip install -e .[peers]`` and ``pytest benchmarks/ --benchmark-only -m peers``. Pictures come normalised to
-both sides, in float32 on the processor; out come logits at full size.
+Opt in: ``pip install -e .[peers]`` and ``pytest benchmarks/ --benchmark-only -m peers``; ``-m "peers and full"`` has
+the large encoders. PaddleSeg lives in an environment of its own, whose interpreter SETR_FAST_PADDLESEG names. Pictures
+come normalised to both sides, in float32 on the processor; out come logits at full size.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ WITHOUT_MAPPING = {"transformers SegFormer-B0": peers.segformer, "transformers E
 FACTOR = 4.0
 """Times the other code base's own error that ours may be: two orders of the same operations, equally good."""
 AS_PADDLESEG = {"shared_modules": True, "head_channels": 256, "aux_channels": 256, "branch_channels": 128}
+OF_HEAD = {"setr_mla": {"class_token": "keep"}, "segmenter_mask": {"decoder_qkv_bias": False}}
 DIFFERENT = "no parity: different model"
 SAME = 1e-4
 """Share of the largest logit by which a peer may miss float64 and still be said to compute the same function."""
@@ -71,9 +73,9 @@ def test_beside_paddleseg(
 ) -> None:
     """As beside mmsegmentation; their forward runs, and is timed, in a process of its own.
 
-    Ours is shaped as theirs is: one module for what SETR has one of per level, heads of one width for all encoders.
+    Ours is shaped as theirs is fixed to be: one module for what SETR has one of per level, heads of one width.
     """
-    model = network(f"{head}_{encoder}", size, seed, **AS_PADDLESEG).eval()
+    model = network(f"{head}_{encoder}", size, seed, **AS_PADDLESEG, **OF_HEAD.get(head, {})).eval()
     theirs = _or_skip(lambda: PaddleNetwork(model, tmp_path))
     side = Side(theirs, torch.float32, PADDLE, FACTOR, ours=False, clock=theirs.seconds)
     try:
@@ -105,6 +107,7 @@ def _compare_mapped(
     assert peer not in outcome.not_run, outcome.not_run[peer]
     own, largest = outcome.parity[peer].error, max(float(e[0].abs().max()) for e in contest.exact[peer])
     assert own <= SAME * largest, f"{peer} is off by {own:.3g} of {largest:.3g}: another function"
+    common["case"] += f", beside {peer}"
     rows = rows_of(contest, outcome, peer, kind="peer", chosen=OURS, **common)
     record(rows)
     finish(rows, outcome, benchmark, inferring(model), contest.ring.next(0))

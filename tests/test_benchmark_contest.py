@@ -247,17 +247,20 @@ def test_default_selection_is_spread_over_the_cases() -> None:
     ("options", "kept"),
     [
         ({}, ["plain"]),
-        ({"markexpr": "full"}, ["plain", "large", "peer"]),  # pytest itself then drops what has no such mark
-        ({"keyword": "large"}, ["plain", "large", "peer"]),
+        ({"markexpr": "full"}, ["plain", "large"]),  # pytest itself then drops what has no such mark
+        ({"keyword": "large"}, ["plain", "large", "peer", "large peer"]),
+        ({"markexpr": "peers"}, ["plain", "peer"]),
+        ({"markexpr": "peers and full"}, ["plain", "large", "peer", "large peer"]),
     ],
 )
 def test_the_default_selection_leaves_out_what_is_marked(options: dict[str, str], kept: list[str]) -> None:
-    items = [_Item("plain"), _Item("large", "full"), _Item("peer", "peers")]
+    items = [_Item("plain"), _Item("large", "full"), _Item("peer", "peers"), _Item("large peer", "peers", "full")]
     hook = types.SimpleNamespace(pytest_deselected=lambda items: None)
     config = types.SimpleNamespace(getoption=lambda name: options.get(name, ""), args=["benchmarks/"], hook=hook)
     selection.select(config, items)  # type: ignore[arg-type]
     assert [item.name for item in items] == kept
     assert [item.name for item in items if "full" in item.marks] == [name for name in kept if name != "peer"]
+    assert not [item for item in items if item.name == "peer" and "full" in item.marks]
 
 
 class _Item:
