@@ -94,16 +94,34 @@ def fastest_other(row: Row) -> tuple[str, dict[str, float]] | None:
 
 
 def summary(rows: list[Row]) -> str:
-    """Return README's tables: trained models, then the used side of every comparison."""
+    """Return README's tables: trained models, then the used side of whole networks and jobs and of one case per op."""
     parts = []
     if trained := [row for row in rows if row["kind"] == "trained"]:
         parts.append(_trained(trained))
-    shown = [used(sides) for kind in TITLES if kind != "other design" for sides in comparisons(rows, kind)]
-    lines = [_summary_cells(row) for row in shown if row["side"] != "reference"]  # kernels for cards have no side here
+    groups = [
+        sides
+        for kind in ("model", "job", "loader", "peer", "op")
+        for sides in (heaviest(comparisons(rows, kind)) if kind == "op" else comparisons(rows, kind))
+    ]
+    lines = [_summary_cells(row) for row in map(used, groups) if row["side"] != "reference"]  # only cards have others
     if lines:
         head = ("what", "case", "used", "times faster than the reference", "than the strongest other way", "machine")
         parts.append(_table(head, lines))
     return "\n\n".join(parts)
+
+
+def heaviest(groups: list[list[Row]]) -> list[list[Row]]:
+    """Keep of each op, direction and machine the case in which the reference takes longest."""
+    kept: dict[tuple[str, str, str], list[Row]] = {}
+    for sides in groups:
+        key = sides[0]["name"], sides[0]["direction"], sides[0]["machine"]
+        if key not in kept or _weight(sides) > _weight(kept[key]):
+            kept[key] = sides
+    return list(kept.values())
+
+
+def _weight(sides: list[Row]) -> float:
+    return max(float(row["baseline_seconds"]["median"]) for row in sides)
 
 
 def _summary_cells(row: Row) -> list[str]:

@@ -97,6 +97,17 @@ def test_rows_of_an_older_make_are_refused_by_name(tmp_path: Path, capsys: pytes
     assert "1.jsonl:1: refused, of an older make" in capsys.readouterr().err
 
 
+def test_of_an_op_the_readme_shows_the_case_that_takes_the_reference_longest(tmp_path: Path) -> None:
+    slow = _row(case="slow", baseline_seconds=_spread(9.0))
+    _write(tmp_path / "1.jsonl", _row(case="quick"), slow, _row(case="other", direction="backward"))
+    rows = report.newest(report.read_rows(tmp_path))
+    shown = report.summary(rows)
+    assert "slow, forward" in shown
+    assert "other, backward" in shown
+    assert "quick" not in shown
+    assert "quick" in report.report(rows)
+
+
 def test_other_designs_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
     peer = _row(kind="other design", name="EoMT and ours", side="ours", ratios={"EoMT": _spread(2.0)})
     _write(tmp_path / "1.jsonl", _row(), peer)
