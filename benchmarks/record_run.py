@@ -1,9 +1,10 @@
-"""``python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT] [--peak-from RUN_DIR]``: keep a training run.
+"""``python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT] [--cost-from RUN_DIR]``: keep a training run.
 
 METRICS.json is what ``setr-fast eval --out`` wrote for the run's best model. Minutes are those of ``train.log``, from
 its first line to its last, with validations and checkpoints. COMMIT (default: HEAD) is the code that trained; it must
-be older than the run's first line. Peak memory is the run's own, or that of another run of equal model, crop and batch.
-``docs/results.md`` shows these rows.
+be older than the run's first line. Pictures per second and peak memory are the run's own, or, where other work
+disturbed it, those of a short run of equal model, crop and batch; minutes are then left out. ``docs/results.md`` shows
+these rows.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from typing import Any
 from benchmarks.machine import RESULTS, git, machine
 
 
-def row_of(name: str, run_dir: Path, metrics: Path, peak_from: Path | None = None) -> dict[str, Any]:
+def row_of(name: str, run_dir: Path, metrics: Path, cost_from: Path | None = None) -> dict[str, Any]:
     """Return the row: how long, how well, how large, the whole curve and every class."""
-    records = _records(run_dir)
+    records, cost = _records(run_dir), _records(cost_from or run_dir)
     config, log = _config(run_dir), (run_dir / "train.log").read_text()
     threads, values = re.search(r"of (\d+) threads", log), re.search(r"with ([\d.]+) million weights", log)
-    peaks = [r["train/peak_mib"] for r in _records(peak_from or run_dir) if r.get("train/peak_mib")]
+    peaks = [r["train/peak_mib"] for r in cost if r.get("train/peak_mib")]
     scores = json.loads(metrics.read_text())
     times = [datetime.fromisoformat(line[:19]) for line in log.splitlines()]
-    rates = sorted(r["train/images_per_second"] for r in records if "train/loss" in r)
+    rates = sorted(r["train/images_per_second"] for r in cost if "train/loss" in r)
     data = scores["settings"]["data"].get("root")
     return {
         "kind": "trained",
@@ -40,7 +41,7 @@ def row_of(name: str, run_dir: Path, metrics: Path, peak_from: Path | None = Non
         "precision": config["train"]["precision"],
         "train_threads": int(threads[1]) if threads else None,
         "peak_mib": round(max(peaks)) if peaks else None,
-        "minutes": (times[-1] - times[0]).total_seconds() / 60,
+        "minutes": None if cost_from else (times[-1] - times[0]).total_seconds() / 60,
         "train_images_per_second": rates[len(rates) // 2],
         "curve": [[r["step"], r["val/mIoU"]] for r in records if "val/mIoU" in r],
         **{
@@ -68,14 +69,14 @@ def _same_size(one: Path, other: Path) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Append the row to ``benchmarks/results/<card>/``; refuse a commit that is younger than the run."""
-    peak_from = None
-    if len(arguments) > 2 and arguments[-2] == "--peak-from":
-        peak_from, arguments = Path(arguments[-1]), arguments[:-2]
-        if not _same_size(Path(arguments[1]), peak_from):
-            print(f"{peak_from} has another model, crop or batch; its memory says nothing of this run", file=sys.stderr)
+    cost_from = None
+    if len(arguments) > 2 and arguments[-2] == "--cost-from":
+        cost_from, arguments = Path(arguments[-1]), arguments[:-2]
+        if not _same_size(Path(arguments[1]), cost_from):
+            print(f"{cost_from} has another model, crop or batch: its cost says nothing of this run", file=sys.stderr)
             return 2
     if len(arguments) not in (3, 4):
-        usage = "usage: python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT] [--peak-from RUN_DIR]"
+        usage = "usage: python -m benchmarks.record_run NAME RUN_DIR METRICS.json [COMMIT] [--cost-from RUN_DIR]"
         print(usage, file=sys.stderr)
         return 2
     run_dir, commit = Path(arguments[1]), (arguments[3] if len(arguments) == 4 else "HEAD")
@@ -88,7 +89,7 @@ def main(arguments: list[str]) -> int:
     facts = machine() | {"commit": git("rev-parse", "--short", commit)}
     folder = RESULTS / str(facts.pop("folder"))
     folder.mkdir(parents=True, exist_ok=True)
-    row = row_of(arguments[0], run_dir, Path(arguments[2]), peak_from) | facts
+    row = row_of(arguments[0], run_dir, Path(arguments[2]), cost_from) | facts
     with (folder / f"{began:%Y%m%d-%H%M%S}-{facts['commit']}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     return 0

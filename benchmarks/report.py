@@ -139,7 +139,8 @@ def _trained(rows: list[Row]) -> str:
 
 def _trained_cells(row: Row) -> list[str]:
     scores = [f"{row['mIoU']:.3f}", f"{row['majority_mIoU']:.3f}"]
-    return [f"`{row['run']}`", row["data"], str(row["steps"]), f"{row['minutes']:.0f}", *scores, row["machine"]]
+    minutes = "" if row["minutes"] is None else f"{row['minutes']:.0f}"
+    return [f"`{row['run']}`", row["data"], str(row["steps"]), minutes, *scores, row["machine"]]
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------

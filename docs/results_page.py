@@ -112,7 +112,7 @@ def _own(runs: Sequence[Run]) -> str:
     rows = [
         (run["run"], run.get("model") or _model(run["run"]), _number(run.get("weights_millions")), _schedule(run),
          _number(100 * run["mIoU"]), _number(100 * run["aAcc"]), _number(run["train_images_per_second"]),
-         str(run.get("peak_mib") or ""), f"{run['minutes']:.0f}", str(run.get("train_threads") or run["threads"]),
+         str(run.get("peak_mib") or ""), _minutes(run), str(run.get("train_threads") or run["threads"]),
          run["machine"], run["commit"])
         for run in runs
     ]  # fmt: skip
@@ -130,6 +130,10 @@ def _schedule(run: Run) -> str:
     """Return steps and batch; of a run that recorded no batch, the recipe's of its name."""
     batch = run.get("batch_size") or read_config(recipe_path(run["run"]), Config()).train.batch_size
     return f"{run['steps']} x {batch}"
+
+
+def _minutes(run: Run) -> str:
+    return "" if run["minutes"] is None else f"{run['minutes']:.0f}"
 
 
 def _curve(data: str) -> str:

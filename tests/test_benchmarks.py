@@ -162,10 +162,11 @@ def test_a_run_becomes_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (row["train_threads"], row["peak_mib"]) == (1, None)
     short = _finished_run(tmp_path / "short", ', "train/peak_mib": 812.4')
     assert record_run.row_of("r", short, tmp_path / "m.json")["peak_mib"] == 812
-    assert record_run.row_of("r", folder, tmp_path / "m.json", short)["peak_mib"] == 812
+    other = record_run.row_of("r", folder, tmp_path / "m.json", short)
+    assert (other["peak_mib"], other["minutes"]) == (812, None), "what a short run cost, and no minutes of the long one"
     other = _finished_run(tmp_path / "other", name="setr_mla_vit_t16")
-    assert record_run.main(["r", str(folder), str(tmp_path / "m.json"), "--peak-from", str(other)]) == 2
-    assert "its memory says nothing of this run" in capsys.readouterr().err
+    assert record_run.main(["r", str(folder), str(tmp_path / "m.json"), "--cost-from", str(other)]) == 2
+    assert "its cost says nothing of this run" in capsys.readouterr().err
 
 
 def test_a_run_is_not_credited_to_a_commit_that_is_younger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
