@@ -8,6 +8,7 @@ from setr_fast.ops import OPS
 from setr_fast.ops._op import FULL, Op
 
 SIZES = {
+    "attention_bytes": ("vit_l_512px_4_heads", "vit_l_768px_2_heads"),
     "attention": ("vit_l_512px_b1", "vit_l_768px_b1"),
     "attention_backward": ("vit_l_512px_b1", "vit_l_768px_b1"),
     "augment_image": ("ade20k_crop512_hsv", "cityscapes_crop768"),
@@ -19,16 +20,23 @@ SIZES = {
     "upsample_accumulate": ("slide_2x2_x4_logits", "slide_768px_x4_logits"),
     "upsample_accumulate_argmax": ("slide_2x2_x4", "slide_768px_x4"),
     "upsample_argmax": ("ade20k_x4", "cityscapes_x4"),
+    "upsample_class_sums": ("ade20k_150_x4", "cityscapes_19_x4"),
+    "upsample_class_sums_backward": ("ade20k_150_x4", "cityscapes_19_x4"),
     "upsample_conv": ("pup_first_512px", "pup_first_768px"),
     "upsample_conv_backward": ("pup_first_512px", "pup_first_768px"),
     "upsample_conv_classify": ("pup_128_to_256", "pup_192_to_384"),
     "upsample_conv_statistics": ("pup_64_to_128", "pup_96_to_192"),
+    "upsample_lovasz": ("ade20k_150_x4", "cityscapes_19_x4"),
     "upsample_cross_entropy": ("ade20k_150_x4", "cityscapes_19_x4"),
     "upsample_cross_entropy_map": ("ade20k_150_x4", "cityscapes_19_x4"),
     "upsample_cross_entropy_map_backward": ("ade20k_150_x4", "cityscapes_19_x4"),
 }
 """Cases of 512 and of 768 pixels, where they are not simply called vit_l_512px and vit_l_768px."""
-FUSED = {"upsample_cross_entropy": "forward", "upsample_conv_statistics": "upsample_conv_backward"}
+FUSED = {
+    "upsample_cross_entropy": "forward",
+    "upsample_lovasz": "forward",
+    "upsample_conv_statistics": "upsample_conv_backward",
+}
 """Differentiable ops without a backward op of their own, and where their gradient is computed."""
 
 

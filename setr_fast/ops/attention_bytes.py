@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
 
 ZERO = 128
 """The byte that stands for zero in queries, keys and values."""
@@ -102,6 +102,7 @@ def _cases() -> Iterator[Case]:
     ):
         yield Case(name, partial(make, shape, sharp, levels))
     yield Case("vit_l_512px_4_heads", partial(make, (1, 1024, 4, 64), 3e-5, 255), bench=True)
+    yield Case("vit_l_768px_2_heads", partial(make, (1, 2304, 2, 64), 3e-5, 255), bench=FULL)
 
 
 def _cost(qkv: Tensor, *_: Any) -> Cost:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
 
 _LANES = 32
 
@@ -80,10 +80,11 @@ def _cases() -> Iterator[Case]:
     yield Case("seven_bits", partial(make, (5, 192), 127))
     yield Case("empty", partial(make, (0, 64), 255))
     yield Case("vit_l_512px", partial(make, (1, 1024, 1024), 255), bench=True)
+    yield Case("vit_l_768px", partial(make, (1, 2304, 1024), 255), bench=FULL)
 
 
-def _cost(x: Tensor, *_: Any) -> Cost:
-    return Cost(bytes=x.nbytes + x.numel(), flops=9 * x.numel())
+def _cost(x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Cost:
+    return Cost(bytes=x.nbytes + x.numel() + weight.nbytes + bias.nbytes, flops=9 * x.numel())
 
 
 _op = declare_op(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native, python
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native, python
 from setr_fast.ops.upsample_cross_entropy import (
     accumulator,
     accuracy_of,
@@ -118,8 +118,10 @@ def _cases() -> Iterator[Case]:
         return draw(*shape), draw_labels(draw, shape[0], shape[1], crop), *size, corners, 255, exponent
 
     timed = ("ade20k_150_x4_small", (1, 150, 32, 32), (128, 128), (128, 128), False, True)
-    for number, case in enumerate((timed, *(some for some in shapes() if not some[-1]))):
+    full = (some for some in shapes() if some[0] in ("ade20k_150_x4", "cityscapes_19_x4"))
+    for number, case in enumerate((timed, *(some for some in shapes() if not some[-1]), *full)):
         name, shape, size, crop, corners, bench = case
+        bench = FULL if bench and case is not timed else bench
         yield Case(name, partial(make, shape, size, crop, corners, 1 + number % 2), bench=bench)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops._class_maps import jaccard_steps
-from setr_fast.ops._op import Case, Cost, Draw, declare_op, native, python
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native, python
 from setr_fast.ops.upsample_cross_entropy import (
     LossAndAccuracy,
     accumulator,
@@ -146,6 +146,9 @@ def _cases() -> Iterator[Case]:
     small = [some for some in shapes() if not some[-1] and some[0] != "one_low_pixel"]
     for number, (name, shape, size, crop, corners, bench) in enumerate((timed, *small)):
         yield Case(name, partial(make, shape, size, crop, corners, number % 2 == 1), bench=bench)
+    for name, shape, size, crop, corners, _ in shapes():
+        if name in ("ade20k_150_x4", "cityscapes_19_x4"):
+            yield Case(name, partial(make, shape, size, crop, corners, False), bench=FULL)
 
 
 def _cost(logits: Tensor, labels: Tensor, *_: Any) -> Cost:

@@ -44,7 +44,9 @@ def test_every_op_with_a_cpu_kernel_is_recorded() -> None:
     with_kernel = {
         op.name for op in OPS.values() if any(b.name == "native" and b.device != "cuda" for b in op.backends)
     }
-    assert with_kernel == {name.split("/")[0] for name in RECORD["counts"]}, "run python -m benchmarks.counts --write"
+    assert with_kernel - counts.NEWER == {name.split("/")[0] for name in RECORD["counts"]}, (
+        "run python -m benchmarks.counts --write"
+    )
 
 
 def test_no_cpu_kernel_executes_more_instructions_than_recorded() -> None:
