@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import ROOT, interleaved
+from benchmarks.harness import interleaved
+from benchmarks.machine import ROOT
 from benchmarks.outcome_rows import rows_of_times
 from benchmarks.parity import Ledger
 from setr_fast.loss import LossAndAccuracy, dice_loss, focal_loss, lovasz_loss, ohem_loss
