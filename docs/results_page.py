@@ -38,7 +38,8 @@ OWN = """\
 Trained from random weights; nothing published to compare with. Each row is one run that `python -m
 benchmarks.record_run` recorded: scores of the saved model on the validation split, one scale; pictures/s of training,
 the median of all records; memory, the most that the process held while training; minutes, with validation and
-checkpoints. The machine may have had other work meanwhile, so times are no benchmark.
+checkpoints. Where minutes are blank the run shared its machine, and speed and memory are those of a few steps of
+an equal run. The machine may have had other work meanwhile, so times are no benchmark.
 
 {rows}
 
