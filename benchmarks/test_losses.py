@@ -77,6 +77,7 @@ def with_gradient(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labe
     return [value.detach(), leaf.grad]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "classes"), CASES)
 def test_loss(name: str, classes: int, benchmark: Any, record: Callable[[Any], None], seed: int) -> None:
     logits, labels = draw(classes, seed)
