@@ -40,7 +40,7 @@ def start(world_size: int, config: Config, log: Path, before: Callable[[], None]
     return ranks
 
 
-def wait(ranks: list[BaseProcess], seconds: float = 300.0) -> list[int]:
+def wait(ranks: list[BaseProcess], seconds: float = 120.0) -> list[int]:
     """Wait for the ranks and return their exit codes; those that are still there at the end are killed."""
     deadline = time.monotonic() + seconds
     for process in ranks:

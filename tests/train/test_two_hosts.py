@@ -18,7 +18,6 @@ from setr_fast.config import Config, to_toml
 from setr_fast.errors import EXIT_LOST
 from setr_fast.train import checkpoint
 from setr_fast.train.options import ParallelConfig
-from tests.train.processes import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., Config]
@@ -93,10 +92,13 @@ def test_a_cut_cable_ends_the_run_in_time_and_it_goes_on(hosts: list[str], tiny:
     assert f"exitcode  : {EXIT_LOST}" in errors[0], errors[0][-3000:]
     assert "process 0 lost contact with the others" in errors[0]
 
+    _ip("-n", hosts[0], "link", "set", "eth0", "up")
     found = checkpoint.newest_intact(run_dir / "checkpoints")
     assert found is not None
     reached = checkpoint.read_progress(found).step
-    train = replace(config.train, steps=reached + 2, validate_every=reached + 2)
-    run_ranks(2, replace(config, run_dir=run_dir, resume=True, train=train), tmp_path / "log")
+    flags = ["--resume", "--train.steps", str(reached + 2), "--train.validate-every", str(reached + 2)]
+    both = [_torchrun(host, number, file, run_dir, *flags) for number, host in enumerate(hosts)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors[0][-3000:]
     assert _steps(run_dir)[-1] == reached + 2
     assert _steps(run_dir) == sorted(_steps(run_dir))
