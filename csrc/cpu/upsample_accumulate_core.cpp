@@ -12,11 +12,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <mutex>
 #include <new>
 
+#include "upsample_accumulate_columns.h"
 #include "upsample_accumulate_loops.h"
+#include "upsample_accumulate_read.h"
 #include "upsample_accumulate_rows.h"
 
 namespace setr_fast {
@@ -41,44 +42,6 @@ class Scratch {
  private:
   T* data_;
 };
-
-float widened(uint16_t bits) {
-  const uint32_t word = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &word, sizeof(value));
-  return value;
-}
-
-float value_of(const WindowLogits& window, bool bfloat16, int64_t at) {
-  return bfloat16 ? widened(static_cast<const uint16_t*>(window.data)[at]) : static_cast<const float*>(window.data)[at];
-}
-
-// Asks for what a later class needs: classes often lie pages apart, where no processor looks ahead by itself.
-void fetch(const WindowLogits& window, bool bfloat16, int64_t at, int64_t count) {
-  if (window.column_stride != 1) return;
-  const int64_t size = bfloat16 ? 2 : 4;
-  const auto address = reinterpret_cast<uintptr_t>(window.data) + static_cast<uintptr_t>(at * size);
-  for (int64_t offset = 0; offset < count * size; offset += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(address + static_cast<uintptr_t>(offset)));
-  }
-}
-
-void stage(const WindowLogits& window, bool bfloat16, int64_t at, int64_t count, float* to) {
-  const int64_t step = window.column_stride;
-  if (bfloat16) {
-    const auto* from = static_cast<const uint16_t*>(window.data) + at;
-    for (int64_t i = 0; i < count; ++i) to[i] = widened(from[i * step]);
-    return;
-  }
-  const auto* from = static_cast<const float*>(window.data) + at;
-  if (step == 1) {
-    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i * step];
-  }
-}
-
-// ---- a block of columns --------------------------------------------------------------------------------------------
 
 class Block {
  public:
@@ -130,63 +93,13 @@ class Block {
       std::vector<WindowSpread> windows;
       std::vector<bool> written(groups_, false);
       for (int64_t window = 0; window < view.across; ++window) {
-        windows.push_back(spread_of(view, window, written));
+        windows.push_back(spread_of(mosaic_, view, window, begin_, end_, written));
         longest = std::max(longest, windows.back().count);
         if (windows.back().spreads.empty()) windows.pop_back();
       }
       spreads_.push_back(std::move(windows));
     }
     return longest + 2 * kLanes;
-  }
-
-  WindowSpread spread_of(const LogitsView& view, int64_t window, std::vector<bool>& written) const {
-    const int32_t* start = view.column_start + window * mosaic_.columns;
-    const float* weight = view.column_weight + window * view.column_taps * mosaic_.columns;
-    const auto reads = [&](int64_t column) {
-      for (int64_t tap = 0; tap < view.column_taps; ++tap) {
-        if (weight[tap * mosaic_.columns + column] != 0.0f) return true;
-      }
-      return false;
-    };
-    WindowSpread found{window, view.width, 0, {}, {}};
-    int64_t last = -1;
-    std::vector<int64_t> touched;
-    for (int64_t group = 0; group < groups_; ++group) {
-      bool any = false;
-      for (int64_t column = begin_ + group * kLanes; column < std::min(end_, begin_ + (group + 1) * kLanes); ++column) {
-        if (!reads(column)) continue;
-        any = true;
-        found.first = std::min<int64_t>(found.first, start[column]);
-        last = std::max<int64_t>(last, std::min<int64_t>(view.width, start[column] + view.column_taps) - 1);
-      }
-      if (any) touched.push_back(group);
-    }
-    if (touched.empty()) return found;
-    found.count = last - found.first + 1;
-    found.weights.assign(touched.size() * view.column_taps * kLanes + kLanes, 0.0f);
-    auto address = reinterpret_cast<uintptr_t>(found.weights.data());
-    float* weights = found.weights.data() + (64 - address % 64) % 64 / sizeof(float);
-    for (const int64_t group : touched) {
-      Spread spread{group, std::numeric_limits<int32_t>::max(), true, !written[group], {}, weights};
-      written[group] = true;
-      int32_t most = 0;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const int64_t column = begin_ + group * kLanes + lane;
-        spread.index[lane] = -1;
-        if (column >= end_ || !reads(column)) continue;
-        spread.index[lane] = start[column] - static_cast<int32_t>(found.first);
-        spread.base = std::min(spread.base, spread.index[lane]);
-        most = std::max(most, spread.index[lane]);
-        for (int64_t tap = 0; tap < view.column_taps; ++tap) {
-          weights[tap * kLanes + lane] = weight[tap * mosaic_.columns + column];
-        }
-      }
-      spread.narrow = most - spread.base + view.column_taps <= kLanes;
-      for (int32_t& index : spread.index) index = index < 0 ? 0 : index - spread.base;
-      found.spreads.push_back(spread);
-      weights += view.column_taps * kLanes;
-    }
-    return found;
   }
 
   // Makes the strips that a group reads, keeping those that are there.
@@ -276,7 +189,7 @@ class Block {
         float best = 0.0f;
         int32_t index = -1;
         for (int64_t k = 0; k < mosaic_.classes; ++k) {
-          const float value = value_at(k, group.first + row, column);
+          const float value = value_at(mosaic_, k, group.first + row, column);
           if (index < 0 || value > best || (std::isnan(value) && !std::isnan(best))) {
             best = value;
             index = static_cast<int32_t>(k);
@@ -285,31 +198,6 @@ class Block {
         best_.get()[row * kMostColumns + column - begin_] = index;
       }
     }
-  }
-
-  float value_at(int64_t k, int64_t row, int64_t column) const {
-    float total = 0.0f;
-    for (const LogitsView& view : mosaic_.views) {
-      for (int64_t j = 0; j < view.row_taps; ++j) {
-        const float row_weight = view.row_weight[row * view.row_taps + j];
-        const int32_t source = view.row_source[row * view.row_taps + j];
-        if (row_weight == 0.0f) continue;
-        float sum = 0.0f;
-        for (int64_t window = 0; window < view.across; ++window) {
-          const WindowLogits& logits = view.windows[source / view.height * view.across + window];
-          for (int64_t tap = 0; tap < view.column_taps; ++tap) {
-            const float weight = view.column_weight[(window * view.column_taps + tap) * mosaic_.columns + column];
-            if (weight == 0.0f) continue;
-            const int64_t at = view.column_start[window * mosaic_.columns + column] + tap;
-            sum += weight * value_of(logits, mosaic_.bfloat16,
-                                     k * logits.class_stride + source % view.height * logits.row_stride +
-                                         at * logits.column_stride);
-          }
-        }
-        total += row_weight * sum;
-      }
-    }
-    return total;
   }
 
   void write(const Group& group) {
