@@ -10,6 +10,7 @@ namespace setr_fast::upsample_conv {
 namespace {
 
 constexpr int64_t kBlock = 128;  // input channels at a time: their weights (24 kB) and pixels stay in 48 kB
+constexpr int64_t kAhead = 24;   // pixels whose memory is asked for before they are written
 
 // z[pixel][tap][16] (+)= x[pixel][0..channels) * weights[channel][tap][16] for `Pixels` pixels. On the way it asks for
 // the same place of the next row (null: none), a line per pixel at a time: without that a row's first use waits.
@@ -117,6 +118,7 @@ inline __attribute__((always_inline)) void down(const Job<T>& job, const float* 
     }
     if (job.relu) sum = sum < 0.0f ? Lanes{} : sum;  // not a number stays what it is, as in torch
     T* out = to + X * s.outputs;
+    __builtin_prefetch(out + kAhead * s.outputs, 1);  // pixels lie far apart: each write would wait for its line
     if (count == kLanes) {
       store_lanes(sum, out);
     } else {
