@@ -241,9 +241,10 @@ def packed_of(args: tuple[Any, ...]) -> Tensor:
 
 def chosen_by_pytorch(qkv: Tensor) -> str:
     """Return the backend that ``scaled_dot_product_attention`` would take for this call, here and now."""
+    q, k, v = _as_if_for_training(*_split(qkv))
     with torch.enable_grad():
         try:
-            number = torch._fused_sdp_choice(*_as_if_for_training(*_split(qkv)))
+            number = torch._fused_sdp_choice(q, k, v)
         except RuntimeError:  # the caller has switched all of them off
             return "sdpa_math"
     names = {"CUDNN_ATTENTION": "sdpa_cudnn", "FLASH_ATTENTION": "sdpa_flash", "EFFICIENT_ATTENTION": "sdpa_efficient"}
@@ -262,7 +263,8 @@ def _asks_torch(kernel: str) -> Callable[[Tensor], list[str]]:
         enabled = getattr(torch.backends.cuda, _SWITCHES[kernel])()
         key = (kernel, enabled, qkv.device, qkv.dtype, qkv.shape)
         if key not in _REFUSALS:
-            params = torch.backends.cuda.SDPAParams(*_as_if_for_training(*_split(qkv)), None, 0.0, False, False)
+            q, k, v = _as_if_for_training(*_split(qkv))
+            params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
             with torch.enable_grad(), warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 able = getattr(torch.backends.cuda, f"can_use_{kernel}_attention")(params, True)
