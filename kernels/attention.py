@@ -160,7 +160,7 @@ def _attention_forward(
         tl.store(at, top + tl.math.log2(total))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_in_all", "N"])
 def _attention_backward_delta(
     grad,  # [B, N, H * E]
     out,  # [B, N, H * E]

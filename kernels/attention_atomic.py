@@ -83,7 +83,7 @@ def _attention_backward_atomic(
     _store(dqkv + offset + 2 * H * E, dv, keys, N, E, WIDTH, ROW, MASK_N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_in_all"])
 def _attention_backward_round(
     dq,  # float32 [B, N, H, E]
     dqkv,  # [B, N, 3, H, E]; Q of it is written

@@ -37,7 +37,13 @@ def _add_row(gradient, row_low, row_high, column, columns, K, to_low, to_high, i
         tl.store(below, tl.load(below, mask=inside, other=0.0) + to_high, mask=inside)
 
 
-@triton.jit
+# A size of one or one that 16 divides would be compiled for on its own, and so would each parity: none of it pays.
+@triton.jit(
+    do_not_specialize=[
+        "h", "w", "H", "W", "ignore_index", "row_parity", "stretch_parity", "rows_by_turns", "stretches_by_turns",
+        "stretches",
+    ]
+)  # fmt: skip
 def _cells(
     logits,  # [B, h, w, K]
     labels,  # [B, H, W]
@@ -59,7 +65,6 @@ def _cells(
     K,
     ignore_index,
     smoothing,
-    weight_sum,  # of all class weights
     row_parity,
     stretch_parity,
     rows_by_turns,
@@ -91,6 +96,7 @@ def _cells(
     if CLASS_WEIGHTS:
         class_weight = tl.load(class_weights + lanes, mask=inside, other=0.0)
     class_weight = tl.where(inside, class_weight, 0.0)
+    weight_sum = tl.sum(class_weight, 0)
     b = tl.load(logits + (row_low * w + begin) * K + lanes, mask=inside, other=0.0).to(tl.float32)
     d = tl.load(logits + (row_high * w + begin) * K + lanes, mask=inside, other=0.0).to(tl.float32)
     left_low = tl.zeros([BLOCK_K], tl.float32)
@@ -119,10 +125,14 @@ def _cells(
                     largest = tl.max(known, 0)
                     power = tl.math.exp2((known - largest) * 1.4426950408889634)
                     sum_of_powers = tl.sum(power, 0)
-                    is_label = lanes == label
+                    is_label = lanes == label.to(tl.int32)
                     log_sum = tl.math.log(sum_of_powers)
                     below = log_sum - tl.sum(tl.where(is_label, score - largest, 0.0), 0)
-                    weight = tl.sum(tl.where(is_label, class_weight, 0.0), 0)
+                    # A label that is no class, which only a captured graph lets through, counts for nothing.
+                    is_class = (label >= 0) & (label < K)
+                    weight = is_class.to(tl.float32)
+                    if CLASS_WEIGHTS:
+                        weight = tl.load(class_weights + label, mask=is_class, other=0.0)
                     loss = (1.0 - smoothing) * weight * below
                     if SMOOTHING:
                         away = tl.where(inside, score - largest, 0.0)
@@ -241,7 +251,6 @@ def _run(
     gradient = torch.zeros((B, h, w, K) if with_gradient else (1,), dtype=torch.float32, device=device)
     one = torch.ones(1, dtype=torch.float32, device=device)
     weights = one if class_weights is None else class_weights.float().contiguous()
-    weight_sum = float(K) if class_weights is None or smoothing == 0.0 else float(weights.sum())
     for row_parity in range(2):
         for stretch_parity in range(2):
             rows, turns = (h + 1 - row_parity) // 2, (stretches + 1 - stretch_parity) // 2
@@ -252,7 +261,7 @@ def _run(
                     packed, labels, weights, first_y, first_x, weight_y, weight_x,
                     one if pixel_gradients is None else pixel_gradients, one if scale is None else scale,
                     one if losses is None else losses, sums, hits, gradient,
-                    h, w, labels.shape[1], labels.shape[2], K, ignore_index, smoothing, weight_sum,
+                    h, w, labels.shape[1], labels.shape[2], K, ignore_index, smoothing,
                     row_parity, stretch_parity, rows, turns, stretches, STRETCH=stretch,
                     CLASS_WEIGHTS=class_weights is not None, SMOOTHING=smoothing > 0.0,
                     PIXEL_GRADIENTS=pixel_gradients is not None, LOSSES=losses is not None, GRADIENT=with_gradient,

@@ -31,14 +31,19 @@ def doctor() -> str:
     lines += [f"  {key:18s} {value}" for key, value in info.items()] or [f"  none: {_native.reason()}"]
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for device in devices:
-        lines += ["", f"backends on {device} (* is used):"]
+        lines += ["", f"backends on {device} (* is used{', in bfloat16' if device == 'cuda' else ''}):"]
         lines += [line for name in sorted(OPS) for line in _backends(name, device)]
     return "\n".join(lines)
 
 
 def _backends(name: str, device: str) -> list[str]:
     op = OPS[name]
-    args = next(iter(op.cases())).make(Draw.on(device))
+    cases = list(op.cases())
+    case, dtype = cases[0], torch.float32
+    if device == "cuda":  # what a card computes in, and of a size that its kernels are chosen for
+        case = next((c for c in cases if c.bench), case)
+        dtype = torch.bfloat16 if op.rounds else dtype
+    args = case.make(Draw.on(device, dtype))
     chosen = op.choose(*args)
     lines = [f"  {name}"]
     marked = False

@@ -27,6 +27,8 @@ LOG2E = math.log2(math.e)
 F16 = (torch.float16, torch.bfloat16)
 F32 = (*F16, torch.float32)
 F64 = (*F32, torch.float64)
+MOST_SCORES = 2**29
+"""At once in memory, where they are written out: 2 GiB of them in float32, and of their exponentials."""
 aten = torch.ops.aten
 _REFUSALS: dict[tuple[Any, ...], list[str]] = {}
 
@@ -41,7 +43,7 @@ def backends(direction: str) -> tuple[Backend, ...]:
         _backend("xformers", "cuda", _xformers_backward if back else _xformers, F32, _asks_xformers),
         _backend("sdpa_cpu", "cpu", _cpu_backward if back else _cpu, F64),
         _backend("sdpa_cpu_float32", "cpu", _cpu_float32_backward if back else _cpu_float32, F16),
-        _backend("sdpa_math", None, _math_backward if back else _math, F64),
+        _backend("sdpa_math", None, _in_pictures(_math_backward if back else _math), F64),
     )
 
 
@@ -177,6 +179,21 @@ def _efficient_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, sca
     return _packed(dq, dk, dv)
 
 
+def _in_pictures(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function work picture by picture where the scores of all at once would be too many."""
+
+    def call(*args: Any) -> Any:
+        B, N, _, M, _ = packed_of(args).shape
+        if B == 1 or B * M * N * N <= MOST_SCORES:
+            return function(*args)
+        parts = [function(*(a[i : i + 1] if isinstance(a, Tensor) else a for a in args)) for i in range(B)]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    return call
+
+
 def _math(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     q, k, v = _split(qkv)
     with sdpa_kernel(SDPBackend.MATH):
@@ -222,6 +239,23 @@ def packed_of(args: tuple[Any, ...]) -> Tensor:
     return qkv
 
 
+def chosen_by_pytorch(qkv: Tensor) -> str:
+    """Return the backend that ``scaled_dot_product_attention`` would take for this call, here and now."""
+    q, k, v = _as_if_for_training(*_split(qkv))
+    with torch.enable_grad():
+        try:
+            number = torch._fused_sdp_choice(q, k, v)
+        except RuntimeError:  # the caller has switched all of them off
+            return "sdpa_math"
+    names = {"CUDNN_ATTENTION": "sdpa_cudnn", "FLASH_ATTENTION": "sdpa_flash", "EFFICIENT_ATTENTION": "sdpa_efficient"}
+    return names.get(SDPBackend(number).name, "sdpa_math")
+
+
+def _as_if_for_training(*tensors: Tensor) -> list[Tensor]:
+    """Return tensors that ask for a gradient: a forward whose backward would refuse is no use."""
+    return [t if t.is_inference() else t.detach().requires_grad_() for t in tensors]
+
+
 def _asks_torch(kernel: str) -> Callable[[Tensor], list[str]]:
     """Return a check that puts PyTorch's own reasons against one of its kernels into words, once per shape."""
 
@@ -229,10 +263,9 @@ def _asks_torch(kernel: str) -> Callable[[Tensor], list[str]]:
         enabled = getattr(torch.backends.cuda, _SWITCHES[kernel])()
         key = (kernel, enabled, qkv.device, qkv.dtype, qkv.shape)
         if key not in _REFUSALS:
-            # As if for training: a forward whose backward would refuse is no use.
-            q, k, v = (x.detach().requires_grad_() for x in _split(qkv))
+            q, k, v = _as_if_for_training(*_split(qkv))
             params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
-            with warnings.catch_warnings(record=True) as said:
+            with torch.enable_grad(), warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 able = getattr(torch.backends.cuda, f"can_use_{kernel}_attention")(params, True)
             texts = [" ".join(str(w.message).split(" (Triggered")[0].split()) for w in said]
@@ -251,7 +284,7 @@ def _asks_xformers(qkv: Tensor) -> list[str]:
     if key not in _REFUSALS:
         try:
             fmha, dispatch = (importlib.import_module(f"xformers.ops.fmha{m}") for m in ("", ".dispatch"))
-            inputs = fmha.Inputs(*(x.detach().requires_grad_() for x in qkv.unbind(2)))
+            inputs = fmha.Inputs(*_as_if_for_training(*qkv.unbind(2)))
             dispatch._dispatch_fw(inputs, needs_gradient=True)
             dispatch._dispatch_bw(inputs)
             _REFUSALS[key] = []

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, native, python
+from setr_fast.ops._op import FULL, Backend, Bench, Case, Cost, Draw, declare_op, native, python
 
 F32 = (torch.float32, torch.bfloat16)
+MAX_KERNEL_WIDTH = 8192
+"""Values of a row that a program on a GPU keeps in registers."""
 
 
 def add_layer_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -175,6 +177,22 @@ def _narrow_only(*args: Any) -> list[str]:
     return [f"takes x, weight and bias of float32, got {', '.join(wrong)}"] if wrong else []
 
 
+def _triton_refuses(*args: Any) -> list[str]:
+    x, reasons = args[0], []
+    if x.shape[-1] > MAX_KERNEL_WIDTH:
+        reasons.append(f"a row must hold at most {MAX_KERNEL_WIDTH} values, got {x.shape[-1]}")
+    if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 8:
+        reasons.append("the card must be of compute capability 8.0 or newer")
+    return reasons
+
+
+def _on_gpu(name: str) -> Backend:
+    """Declare a launcher of kernels/add_layer_norm.py, whose statistics are of float32."""
+    dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    target = f"setr_fast.kernels.add_layer_norm:{name}"
+    return python(target, device="cuda", name="triton", dtypes=dtypes, accepts=_triton_refuses, untried=True)
+
+
 _op = declare_op(
     "add_layer_norm(Tensor x, Tensor branch, Tensor weight, Tensor bias, float eps) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
@@ -185,7 +203,7 @@ _op = declare_op(
     cases=_cases,
     cost=_cost,
     backends=(
-        python("setr_fast.kernels.add_layer_norm:add_layer_norm", device="cuda", name="triton", untried=True),
+        _on_gpu("add_layer_norm"),
         native("cpu", dtypes=F32, accepts=_narrow_only),
         python("setr_fast.ops.add_layer_norm:library", name="library"),
     ),
@@ -198,7 +216,7 @@ _backward_op = declare_op(
     cases=_backward_cases,
     cost=_backward_cost,
     backends=(
-        python("setr_fast.kernels.add_layer_norm:add_layer_norm_backward", device="cuda", name="triton", untried=True),
+        _on_gpu("add_layer_norm_backward"),
         python(
             "setr_fast.ops.add_layer_norm:library_backward",
             name="library",

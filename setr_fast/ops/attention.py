@@ -21,16 +21,18 @@ from setr_fast.ops import _sdpa
 from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, python
 
 LOG2E = math.log2(math.e)
+PYTORCHS = "what PyTorch chooses"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Which backends to try first, per card. Unmeasured until results of a card are committed (benchmarks/results/): until
-# then PyTorch's own order, so that nobody loses speed by using this op; SETR_FAST_BACKEND=attention=triton takes ours.
+# then what PyTorch would choose for this call (it knows this card, and its cuDNN's faults), so that nobody loses speed
+# by using this op; SETR_FAST_BACKEND=attention=triton takes ours.
 PREFERRED: dict[str, tuple[str, ...]] = {
     "cpu": ("sdpa_cpu",),
     # Measured: docs/design/0004-attention.md. A CPU whose matrix unit takes bfloat16 (amx_bf16) is unmeasured.
     "cpu_half_without_amx": ("sdpa_cpu_float32", "sdpa_cpu"),
-    "sm_80": ("sdpa_flash", "sdpa_efficient", "triton"),
-    "sm_90": ("sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "triton"),
+    "sm_80": (PYTORCHS, "sdpa_flash", "sdpa_efficient", "triton"),
+    "sm_90": (PYTORCHS, "sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "triton"),
 }
 
 
@@ -102,10 +104,12 @@ def _backward(ctx: Any, grad: Tensor | None, _grad_lse: Tensor | None) -> tuple[
 
 def _backward_reference(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
     """Autograd of the reference, from nothing but qkv."""
-    with torch.enable_grad():
-        pull = torch.func.vjp(lambda x: _reference(x, scale)[0], qkv.detach())[1]
-        (dqkv,) = pull(grad)
-    return dqkv.contiguous()
+    parts = []
+    for one, slope in zip(qkv.detach().split(1), grad.split(1), strict=True):  # all their scores may not fit
+        with torch.enable_grad():
+            pull = torch.func.vjp(lambda x: _reference(x, scale)[0], one)[1]
+            parts += pull(slope)
+    return torch.cat(parts).contiguous()
 
 
 def _backward_fake(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
@@ -121,6 +125,8 @@ def _triton_refuses(*args: Any) -> list[str]:
         reasons.append(f"head width must be a multiple of 16 up to 128, got {E}")
     if N * 3 * M * E >= 2**31:
         reasons.append(f"one picture must hold fewer than 2^31 values, got {N * 3 * M * E}")
+    if not args[-1] > 0.0:  # the largest score times a factor is the largest product only then
+        reasons.append(f"the scores' factor must be positive, got {args[-1]}")
     if qkv.is_cuda and torch.cuda.get_device_capability(qkv.device)[0] < 8:
         reasons.append("the card must be of compute capability 8.0 or newer")
     return reasons
@@ -146,7 +152,11 @@ def _prefer(*args: Any) -> tuple[str, ...]:
     if device.type != "cuda":
         half = args[0].dtype in (torch.float16, torch.bfloat16)
         return PREFERRED["cpu_half_without_amx" if half and not _has_amx() else "cpu"]
-    return PREFERRED["sm_90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm_80"]
+    order = PREFERRED["sm_90" if torch.cuda.get_device_capability(device)[0] in (9, 10) else "sm_80"]
+    if PYTORCHS not in order:
+        return order
+    theirs = _sdpa.chosen_by_pytorch(_sdpa.packed_of(args))
+    return tuple(dict.fromkeys(theirs if name == PYTORCHS else name for name in order))
 
 
 def _shapes() -> Iterator[tuple[str, tuple[int, int, int, int], Bench]]:

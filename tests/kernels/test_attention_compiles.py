@@ -59,13 +59,20 @@ BLOCKS = {
     for width in (64, 128)
     for card in ("sm_80", "sm_90")
 }
+
+
+def _by_name_only(entry: tuple[str, int, str, str], masked: bool) -> bool:
+    return entry[0] == "atomic" and (entry[1:3] != (64, "half") or not masked)
+
+
 ENTRIES = [
     pytest.param(
         entry,
         masked,
         id="-".join((*map(str, entry), "masked" if masked else "whole")),
-        # The kernel that is taken by name only: two of its entries always, the others in the slow lane.
-        marks=[pytest.mark.slow] if entry[0] == "atomic" and (entry[1:3] != (64, "half") or not masked) else [],
+        # Always those with a tail, which need the most registers, and every one of 16 bits; of the kernel that is taken
+        # by name only two. The others in the slow lane.
+        marks=[pytest.mark.slow] if (not masked and entry[2] == "single") or _by_name_only(entry, masked) else [],
     )
     for entry in kernels.LAUNCHES
     for masked in (False, True)

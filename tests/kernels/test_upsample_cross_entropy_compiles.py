@@ -21,7 +21,7 @@ bilinear = importlib.import_module("setr_fast.ops._native").load()
 POINTERS = {
     "labels": "*u8", "class_weights": "*fp32", "first_y": "*i32", "first_x": "*i32", "weight_y": "*fp32",
     "weight_x": "*fp32", "pixel_gradients": "*fp32", "scales": "*fp32", "losses": "*fp32", "sums": "*fp64",
-    "hits": "*i32", "gradient": "*fp32", "smoothing": "fp32", "weight_sum": "fp32",
+    "hits": "*i32", "gradient": "*fp32", "smoothing": "fp32",
 }  # fmt: skip
 FLAGS = {
     "training": {"GRADIENT": True},

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import setr_fast
@@ -177,6 +179,59 @@ def test_our_kernels_name_what_they_cannot_do() -> None:
     huge = torch.empty(1, 2**25, 3, 2, 16, device="meta")
     assert triton.accepts(huge, 1.0) == [f"one picture must hold fewer than 2^31 values, got {huge.numel()}"]
     assert not triton.accepts(torch.zeros(1, 2, 3, 1, 128), 1.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_our_kernels_refuse_a_factor_that_turns_the_scores_round(scale: float) -> None:
+    triton = next(b for b in FORWARD.backends if b.name == "triton")
+    assert triton.accepts is not None
+    assert triton.accepts(torch.zeros(1, 2, 3, 1, 64), scale) == [f"the scores' factor must be positive, got {scale}"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "theirs", "first"),
+    [
+        ((9, 0), "sdpa_cudnn", ["sdpa_cudnn", "sdpa_flash"]),
+        ((9, 0), "sdpa_flash", ["sdpa_flash", "sdpa_cudnn"]),  # a cuDNN that PyTorch does not trust
+        ((12, 0), "sdpa_flash", ["sdpa_flash", "sdpa_efficient"]),
+        ((8, 0), "sdpa_efficient", ["sdpa_efficient", "sdpa_flash"]),
+    ],
+)
+def test_on_a_card_the_default_is_what_pytorch_would_choose(
+    capability: tuple[int, int], theirs: str, first: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(_sdpa, "chosen_by_pytorch", lambda qkv: theirs)
+    qkv = SimpleNamespace(device=torch.device("cuda", 0), ndim=5)
+    grad = SimpleNamespace(device=torch.device("cuda", 0), ndim=3)
+    assert FORWARD.prefer is not None
+    assert BACKWARD.prefer is not None
+    for order in (FORWARD.prefer(qkv, 1.0), BACKWARD.prefer(grad, qkv, None, None, 1.0)):
+        assert list(order[:2]) == first
+        assert set(order) <= {b.name for b in FORWARD.backends}
+
+
+def test_pytorch_is_asked_as_the_caller_has_set_it() -> None:
+    qkv = packed(1, 4, 3, 1, 16)
+    assert _sdpa.chosen_by_pytorch(qkv) == "sdpa_flash"
+    with sdpa_kernel(SDPBackend.MATH):
+        assert _sdpa.chosen_by_pytorch(qkv) == "sdpa_math"
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        assert _sdpa.chosen_by_pytorch(qkv) == "sdpa_math", "it has none, and is not asked to run one"
+    with torch.inference_mode():
+        kept = qkv * 2
+        assert _sdpa.chosen_by_pytorch(kept) == "sdpa_flash"
+    assert _sdpa.chosen_by_pytorch(kept) == "sdpa_flash"  # it can never ask for a gradient
+
+
+def test_scores_that_are_written_out_may_be_those_of_one_picture_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, grad = packed(3, 6, 3, 2, 16), packed(3, 6, 32)
+    known = FORWARD.run("sdpa_math", qkv, 0.25)
+    whole = BACKWARD.run("sdpa_math", grad, qkv, *known, 0.25)
+    monkeypatch.setattr(_sdpa, "MOST_SCORES", 2 * 6 * 6)
+    for a, b in zip(FORWARD.run("sdpa_math", qkv, 0.25), known, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(BACKWARD.run("sdpa_math", grad, qkv, *known, 0.25), whole)
 
 
 def test_xformers_says_in_its_own_words_why_it_has_no_operator() -> None:

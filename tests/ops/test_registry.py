@@ -43,6 +43,13 @@ def _truth(name: str, case: Case, device: str, dtype: torch.dtype) -> tuple[list
     return _outputs(op.reference(*(_double(a) for a in args))), _outputs(op.reference(*args))
 
 
+def _marks(backend: Backend, case: Case, device: str) -> list[pytest.MarkDecorator]:
+    """What takes a processor long is slow; small cases of compiled kernels are among the tests of a card."""
+    if device == "cpu":
+        return [pytest.mark.slow] if case.bench == FULL else []
+    return [pytest.mark.gpu] if backend.name.startswith("native") and not case.bench else []
+
+
 def _pairs() -> list[Any]:
     return [
         pytest.param(
@@ -51,7 +58,7 @@ def _pairs() -> list[Any]:
             case,
             device,
             id=f"{op.name}-{backend.name}-{device}-{case.name}",
-            marks=[pytest.mark.slow] if case.bench == FULL and device == "cpu" else [],
+            marks=_marks(backend, case, device),
         )
         for op, case in CASES
         for backend in op.backends
