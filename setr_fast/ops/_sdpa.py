@@ -31,6 +31,7 @@ MOST_SCORES = 2**29
 """At once in memory, where they are written out: 2 GiB of them in float32, and of their exponentials."""
 aten = torch.ops.aten
 _REFUSALS: dict[tuple[Any, ...], list[str]] = {}
+_CHOICES: dict[tuple[Any, ...], str] = {}
 
 
 def backends(direction: str) -> tuple[Backend, ...]:
@@ -240,15 +241,17 @@ def packed_of(args: tuple[Any, ...]) -> Tensor:
 
 
 def chosen_by_pytorch(qkv: Tensor) -> str:
-    """Return the backend that ``scaled_dot_product_attention`` would take for this call, here and now."""
-    q, k, v = _as_if_for_training(*_split(qkv))
-    with torch.enable_grad():
-        try:
-            number = torch._fused_sdp_choice(q, k, v)
-        except RuntimeError:  # the caller has switched all of them off
-            return "sdpa_math"
-    names = {"CUDNN_ATTENTION": "sdpa_cudnn", "FLASH_ATTENTION": "sdpa_flash", "EFFICIENT_ATTENTION": "sdpa_efficient"}
-    return names.get(SDPBackend(number).name, "sdpa_math")
+    """Return the backend that ``scaled_dot_product_attention`` would take, asked once per shape and switches."""
+    key = (qkv.device, qkv.dtype, qkv.shape, *(getattr(torch.backends.cuda, name)() for name in _SWITCHES.values()))
+    if key not in _CHOICES:
+        q, k, v = _as_if_for_training(*_split(qkv))
+        names = {f"{name.upper()}_ATTENTION": f"sdpa_{name}" for name in _SWITCHES}
+        with torch.enable_grad():
+            try:
+                _CHOICES[key] = names.get(SDPBackend(torch._fused_sdp_choice(q, k, v)).name, "sdpa_math")
+            except RuntimeError:  # the caller has switched all of them off
+                _CHOICES[key] = "sdpa_math"
+    return _CHOICES[key]
 
 
 def _as_if_for_training(*tensors: Tensor) -> list[Tensor]:
