@@ -43,6 +43,13 @@ def _truth(name: str, case: Case, device: str, dtype: torch.dtype) -> tuple[list
     return _outputs(op.reference(*(_double(a) for a in args))), _outputs(op.reference(*args))
 
 
+def _marks(case: Case, device: str) -> list[pytest.MarkDecorator]:
+    """A card's large cases are held to the truth where benchmarks/ times them, a processor's largest are slow."""
+    if device == "cuda":
+        return [pytest.mark.gpu, *([pytest.mark.slow] if case.bench else [])]
+    return [pytest.mark.slow] if case.bench == FULL else []
+
+
 def _pairs() -> list[Any]:
     return [
         pytest.param(
@@ -51,7 +58,7 @@ def _pairs() -> list[Any]:
             case,
             device,
             id=f"{op.name}-{backend.name}-{device}-{case.name}",
-            marks=[pytest.mark.slow] if case.bench == FULL and device == "cpu" else [],
+            marks=_marks(case, device),
         )
         for op, case in CASES
         for backend in op.backends
