@@ -16,6 +16,7 @@ from benchmarks.machine import RESULTS, clocks_mhz, machine
 from benchmarks.memory import keep_freed_memory
 from benchmarks.rows import Row, append, fields_of
 from benchmarks.selection import select
+from benchmarks.survive import GOES_ON
 
 SEED = pytest.StashKey[int]()
 STARTED = time.strftime("%Y%m%d-%H%M%S")  # files of results are read in the order of their names, the newest last
@@ -35,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     harness.ATTEMPTS = config.getoption("--attempts")
     seed = config.getoption("--seed")
     config.stash[SEED] = int.from_bytes(os.urandom(4)) if seed is None else seed
-    if target := config.getoption("--record-to"):
+    target = config.getoption("--record-to")
+    if target and GOES_ON not in os.environ:
         target.unlink(missing_ok=True)
 
 

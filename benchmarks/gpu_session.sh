@@ -59,12 +59,14 @@ if compgen -G "carry/*.whl" >/dev/null; then
 fi
 # The assembler bundled with older Tritons miscompiles some wgmma kernels; the toolkit's own is newer.
 if [ -x /usr/local/cuda/bin/ptxas ]; then export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas; fi
+if command -v nvidia-smi >/dev/null; then nvidia-smi -q >"$OUT/card.txt" 2>&1; fi
 stage needs 5 "$PYTHON" -m benchmarks.needs
 stage build 125 env SETR_FAST_NATIVE=require "$PYTHON" setup.py build_ext --inplace
 stage doctor 20 "$PYTHON" -m setr_fast.doctor
-stage tests 110 "$PYTHON" -m pytest -m gpu --continue-on-collection-errors -q -p no:cacheprovider
+# A kernel that reads where it must not spoils the card for its process: those tests go on in another one.
+stage tests 110 "$PYTHON" -m benchmarks.survive 6 -m gpu --continue-on-collection-errors -q -p no:cacheprovider
 # What matters most first: rows are written one by one, and those that were reached before the time is over stay.
-stage benchmarks 110 "$PYTHON" -m pytest benchmarks/test_ops.py benchmarks/test_models.py benchmarks/test_decoder.py \
+stage benchmarks 110 "$PYTHON" -m benchmarks.survive 1 benchmarks/test_ops.py benchmarks/test_models.py benchmarks/test_decoder.py \
     benchmarks/test_inference.py benchmarks/test_jobs.py --benchmark-only --record-to "$OUT/rows.jsonl" -q \
     -p no:cacheprovider ${BENCHMARKS:-}
 stage profile 30 "$PYTHON" -m benchmarks.trace "$OUT"
@@ -75,7 +77,6 @@ if sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sa
 else
     echo "sanitizer: skipped, compute-sanitizer is not installed" | tee -a "$LOG"
 fi
-if command -v nvidia-smi >/dev/null; then nvidia-smi >"$OUT/card.txt" 2>&1; fi
 # Of this session's files at most 8, none above 16 MiB: of a log the end, of anything else nothing.
 count=0
 for file in "$OUT"/{session.log,rows.jsonl,profile.txt,card.txt,profile.json.gz} "$OUT"/*; do

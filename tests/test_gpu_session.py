@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,7 +59,7 @@ def test_a_failing_stage_is_named_and_the_others_run(session: Path) -> None:
     assert "failed: wheel foreign.whl doctor" in done.stdout
     calls = (session / "calls.txt").read_text()
     assert "--no-index --no-deps" in calls
-    assert "-m pytest -m gpu" in calls
+    assert "-m benchmarks.survive 6 -m gpu" in calls
 
 
 def test_few_files_of_bounded_size_are_left(session: Path) -> None:
@@ -103,7 +105,7 @@ def test_stages_beyond_the_budget_are_not_begun(session: Path) -> None:
 def test_what_a_machine_lacks_is_said_with_the_way_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {"torch", "tyro", "safetensors", "pybind11", "cmake", "pytest-benchmark"} <= set(needs.wanted())
+    assert {"torch", "tyro", "safetensors", "pybind11", "cmake", "pytest-benchmark"} <= needs.wanted().keys()
     monkeypatch.setattr(needs, "TOOLS", ())
     monkeypatch.setattr(needs, "_installed", lambda name: name not in ("tyro", "xformers"))
     assert needs.main() == 1
@@ -113,6 +115,45 @@ def test_what_a_machine_lacks_is_said_with_the_way_to_get_it(
     monkeypatch.setattr(needs, "_installed", lambda name: name != "xformers")
     assert needs.main() == 0
     assert "its side of comparisons will be missing" in capsys.readouterr().out
+    monkeypatch.setattr(needs, "_installed", lambda name: True)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "76.1" if name == "setuptools" else "999.0+cu130")
+    assert needs.main() == 1
+    said = capsys.readouterr().out
+    assert "setuptools: 76.1 is installed, 77 or newer is needed" in said
+    assert said.count("or newer is needed") == 1
+
+
+BREAKS = """
+import sys, types
+def test_before(): pass
+def test_breaks():
+    def lost(): raise RuntimeError("an illegal memory access was encountered")
+    cuda = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, synchronize=lost)
+    sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+def test_in_a_fresh_process(): assert "torch" not in sys.modules
+def test_kills():
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+def test_after(): pass
+"""
+
+
+def test_tests_go_on_after_one_that_broke_the_card(tmp_path: Path) -> None:
+    (tmp_path / "test_them.py").write_text(BREAKS)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.survive", "1", "test_them.py", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "test_them.py::test_breaks broke the card: an illegal memory access was encountered" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+    ends = [line for line in done.stdout.splitlines() if line.startswith("survive: ")]
+    assert [line.split("::")[1].split()[0] for line in ends] == ["test_breaks", "test_kills"]
+    assert "1 passed in" in done.stdout, "what came after the last"
 
 
 def _git(folder: Path, *arguments: str) -> None:

@@ -2,17 +2,34 @@
 //
 // Blocks walk the pixels in a grid stride. Where K * K 32-bit counters fit into shared memory (K <= 110 without opting
 // in to more, all published data sets but ADE20K), a block counts there and adds its table to the result once;
-// otherwise each pixel is one 64-bit atomic in L2. Integers only: the result is the same in every run.
-// Bound by bytes when ids are wide, by atomics on one address when a picture is mostly one class.
+// otherwise the lanes of a warp that met the same pair add to it in L2 together. Integers only: the result is the same
+// in every run. Bound by bytes when ids are wide, by atomics on one address when a picture is mostly one class.
 #include "confusion_matrix.h"
+#include "count_together.h"
 
 namespace setr_fast {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kTogether = 4;                           // pixels of a thread whose loads are in flight at once
 constexpr int kBlocksPerProcessor = 4;                 // hides the latency of loads; few tables to add at the end
 constexpr int64_t kSharedBytes = 48 * 1024;            // what every card grants without opting in
 constexpr int64_t kPixelsPerBlock = int64_t{1} << 31;  // a 32-bit counter cannot overflow below this
+
+// Where a pixel counts, label * classes + prediction; -1 where it does not. An illegal id is noted.
+__device__ __forceinline__ int cell_of(int64_t predicted, int64_t label, int64_t classes, int64_t ignore,
+                                       IllegalIds* illegal) {
+  if (label == ignore) return -1;
+  if (static_cast<uint64_t>(label) >= static_cast<uint64_t>(classes)) {
+    atomicMax(&illegal->label, static_cast<long long>(label));
+    return -1;
+  }
+  if (static_cast<uint64_t>(predicted) >= static_cast<uint64_t>(classes)) {
+    atomicMax(&illegal->prediction, static_cast<long long>(predicted));
+    return -1;
+  }
+  return static_cast<int>(label * classes + predicted);
+}
 
 template <class P, class L, bool kShared>
 __global__ void __launch_bounds__(kThreads)
@@ -27,19 +44,24 @@ __global__ void __launch_bounds__(kThreads)
     for (int cell = threadIdx.x; cell < cells; cell += kThreads) table[cell] = 0;
     __syncthreads();
   }
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < pixels; i += step) {
-    const auto label = static_cast<int64_t>(labels[i]);
-    if (label == ignore) continue;
-    const auto predicted = static_cast<int64_t>(prediction[i]);
-    if (static_cast<uint64_t>(label) >= static_cast<uint64_t>(classes)) {
-      atomicMax(&illegal->label, static_cast<long long>(label));
-    } else if (static_cast<uint64_t>(predicted) >= static_cast<uint64_t>(classes)) {
-      atomicMax(&illegal->prediction, static_cast<long long>(predicted));
-    } else if constexpr (kShared) {
-      atomicAdd(&table[label * classes + predicted], 1u);
-    } else {
-      atomicAdd(&counts[label * classes + predicted], 1ull);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kTogether;
+  // All lanes stay in the loop for as long as one has pixels: they count together.
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads * kTogether; first < pixels; first += step) {
+    int64_t predicted[kTogether], label[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int64_t i = first + j * kThreads + threadIdx.x;
+      predicted[j] = i < pixels ? static_cast<int64_t>(prediction[i]) : 0;
+      label[j] = i < pixels ? static_cast<int64_t>(labels[i]) : ignore;
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int cell = cell_of(predicted[j], label[j], classes, ignore, illegal);
+      if constexpr (kShared) {
+        if (cell >= 0) atomicAdd(&table[cell], 1u);
+      } else {
+        count_together(counts, cell);
+      }
     }
   }
   if constexpr (kShared) {
@@ -62,7 +84,7 @@ struct Launch {
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (error != cudaSuccess) return error;
-    const int64_t wanted = (pixels + kThreads - 1) / kThreads;
+    const int64_t wanted = (pixels + kThreads * kTogether - 1) / (kThreads * kTogether);
     const int64_t resident = static_cast<int64_t>(processors) * kBlocksPerProcessor;
     const int64_t blocks = wanted < resident ? wanted : resident;
     const int64_t bytes = classes * classes * static_cast<int64_t>(sizeof(unsigned int));

@@ -24,6 +24,25 @@ TokenType token_type(ScalarType dtype) {
   return TokenType::kHalf;
 }
 
+constexpr uintptr_t kCopy = 16;  // bytes of a copy of the kernel
+
+bool on_copies(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kCopy == 0; }
+
+// Packed and starting where copies can start, which a view into other memory may not: copied unless it is so already.
+Tensor readable(const Tensor& tensor) {
+  const Tensor packed = torch::stable::contiguous(tensor);
+  if (on_copies(packed)) return packed;
+  Tensor copy = torch::stable::new_empty(packed, packed.sizes());
+  return torch::stable::copy_(copy, packed);
+}
+
+// The picture as the kernel may read it: its lines need not follow each other, but must start where copies can.
+Tensor readable_picture(const Tensor& image) {
+  const bool in_order = image.stride(3) == 1 && image.stride(2) == kPatchChannels;
+  const auto steps = static_cast<uintptr_t>(image.stride(0)) | static_cast<uintptr_t>(image.stride(1));
+  return in_order && steps % kCopy == 0 && on_copies(image) ? image : readable(image);
+}
+
 Tensor patch_embed_product(const Tensor image, const Tensor factor, const Tensor addend, int64_t patch, int64_t h,
                            int64_t w, std::vector<double> shift, double scale, ScalarType dtype) {
   check(image.scalar_type() == ScalarType::Byte && image.dim() == 4 && image.size(3) == kPatchChannels,
@@ -40,9 +59,7 @@ Tensor patch_embed_product(const Tensor image, const Tensor factor, const Tensor
   check(factor.get_device() == image.get_device() && addend.get_device() == image.get_device(),
         "patch_embed_product: factor and addend must be on the device of the image");
   const torch::stable::accelerator::DeviceGuard guard(image.get_device());
-  const bool in_order = image.stride(3) == 1 && image.stride(2) == kPatchChannels;
-  const Tensor pixels = in_order ? image : torch::stable::contiguous(image);
-  const Tensor packed_factor = torch::stable::contiguous(factor), packed_addend = torch::stable::contiguous(addend);
+  const Tensor pixels = readable_picture(image), packed_factor = readable(factor), packed_addend = readable(addend);
   PatchProduct product{
       static_cast<const uint8_t*>(pixels.const_data_ptr()),
       {pixels.size(0), pixels.size(1), pixels.size(2), pixels.stride(0), pixels.stride(1), patch, h, w},

@@ -177,7 +177,8 @@ cudaError_t launch(const PatchProduct& product, T* tokens, cudaStream_t stream) 
 bool fits_patch_embed_product(const PatchProduct& product) {
   const PatchGrid& grid = product.grid;
   const auto on_16 = reinterpret_cast<uintptr_t>(product.image) | reinterpret_cast<uintptr_t>(product.factor) |
-                     static_cast<uintptr_t>(grid.picture_step) | static_cast<uintptr_t>(grid.line_step);
+                     reinterpret_cast<uintptr_t>(product.addend) | static_cast<uintptr_t>(grid.picture_step) |
+                     static_cast<uintptr_t>(grid.line_step);
   return on_16 % 16 == 0 && grid.patch % 16 == 0 && product.outputs % 8 == 0 && grid.h * grid.patch <= grid.height &&
          grid.w * grid.patch <= grid.width;
 }

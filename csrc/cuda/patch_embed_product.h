@@ -22,7 +22,7 @@ struct PatchProduct {
   int64_t outputs;
 };
 
-// What the kernel asks for: patch a multiple of 16, outputs of 8, lines of the picture and the factor on 16 bytes.
+// What the kernel asks for: patch a multiple of 16, outputs of 8, lines of the picture, factor and addend on 16 bytes.
 bool fits_patch_embed_product(const PatchProduct& product);
 
 // tokens [pictures, h * w, outputs] = scale * (bytes - shift) factor^T + addend, summed in float32.

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cuda_runtime.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <stdexcept>
@@ -17,7 +17,8 @@ namespace setr_fast {
 
 inline cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  // torch 2.11, the oldest that is taken, has this macro only, and not the one of the stable headers since 2.13.
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

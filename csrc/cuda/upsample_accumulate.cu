@@ -11,6 +11,7 @@
 
 #include <climits>
 
+#include "count_together.h"
 #include "upsample_accumulate.h"
 
 namespace setr_fast {
@@ -116,21 +117,22 @@ __device__ __forceinline__ void prepare(const DeviceMosaic& mosaic, const Kept& 
   kept.factor[kept.at(v)] = 1.0f / (sum * static_cast<float>(mosaic.views));
 }
 
-__device__ __forceinline__ void write_class(const DeviceMosaic& mosaic, const DeviceMosaicResult& result, int64_t pixel,
-                                            int best) {
+__device__ __forceinline__ void write_class(const DeviceMosaicResult& result, int64_t pixel, int best) {
   if (result.classes != nullptr) {
     result.classes[pixel] = static_cast<uint8_t>(best);
   } else {
     result.wide_classes[pixel] = static_cast<int16_t>(best);
   }
-  if (result.labels == nullptr) return;
+}
+
+// Where a pixel of class `best` counts, label * classes + best; -1 where it does not. An illegal label is noted.
+__device__ __forceinline__ int cell_of(const DeviceMosaic& mosaic, const DeviceMosaicResult& result, int64_t pixel,
+                                       int best) {
   const int64_t label = result.labels[pixel];
-  if (label == result.ignore_index) return;
-  if (label >= mosaic.classes) {
-    atomicMax(result.illegal_label, static_cast<long long>(label));
-  } else {
-    atomicAdd(&result.counts[label * mosaic.classes + best], 1ull);
-  }
+  if (label == result.ignore_index) return -1;
+  if (label < mosaic.classes) return static_cast<int>(label * mosaic.classes) + best;
+  atomicMax(result.illegal_label, static_cast<long long>(label));
+  return -1;
 }
 
 template <class T>
@@ -140,8 +142,11 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
   const int entries = mosaic.views * static_cast<int>(blockDim.x);
   const Kept kept{memory, memory + entries, reinterpret_cast<int*>(memory + 2 * entries)};
   const int64_t row = blockIdx.x / tiles;
-  const int64_t column = blockIdx.x % tiles * blockDim.x + threadIdx.x;
-  if (column >= mosaic.width) return;  // no barrier below: a thread reads what it wrote
+  // Threads beyond the last column decide it too and write nothing: a warp counts together, with all its lanes. There
+  // is no barrier below: a thread reads what it wrote.
+  const int64_t wanted = blockIdx.x % tiles * blockDim.x + threadIdx.x;
+  const bool inside = wanted < mosaic.width;
+  const int64_t column = inside ? wanted : mosaic.width - 1;
   for (int v = 0; v < mosaic.views; ++v) prepare<T>(mosaic, kept, v, row, column);
   float best = 0.0f;
   int best_class = 0;
@@ -164,14 +169,18 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
     for (int i = 0; i < kClasses; ++i) {
       if (first + i >= mosaic.classes) continue;
       if (result.scores != nullptr) {
-        result.scores[(first + i) * mosaic.height * mosaic.width + pixel] = total[i];
+        if (inside) result.scores[(first + i) * mosaic.height * mosaic.width + pixel] = total[i];
       } else if (first + i == 0 || total[i] > best) {
         best = total[i];
         best_class = first + i;
       }
     }
   }
-  if (result.scores == nullptr) write_class(mosaic, result, pixel, best_class);
+  if (result.scores != nullptr) return;
+  if (inside) write_class(result, pixel, best_class);
+  if (result.labels != nullptr) {
+    count_together(result.counts, inside ? cell_of(mosaic, result, pixel, best_class) : -1);
+  }
 }
 
 template <class T>

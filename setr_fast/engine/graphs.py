@@ -48,17 +48,21 @@ class Graphs:
 
 
 def recorded(run: Run, x: Tensor) -> Run:
-    """Record ``run`` on a copy of x and return the function that copies its argument in, replays, and copies out."""
-    given = x.clone()
-    stream = torch.cuda.Stream(x.device)
-    stream.wait_stream(torch.cuda.current_stream(x.device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            run(given)
-    torch.cuda.current_stream(x.device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run(given)
+    """Record ``run`` on a copy of x and return the function that copies its argument in, replays, and copies out.
+
+    The recording stream is our own: torch's is made once, on the card that was current then, and records nothing of
+    another one. Other threads may go on using the card meanwhile.
+    """
+    with torch.cuda.device(x.device):
+        given, stream = x.clone(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                run(given)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = run(given)
 
     def replay(x: Tensor) -> Tensor:
         given.copy_(x)

@@ -17,6 +17,8 @@ from types import ModuleType
 import torch
 
 MODULE = "setr_fast._native"
+OLDEST_CARD = (8, 0)
+"""Capability: asynchronous copies into shared memory, products of bfloat16."""
 _REMEDY = "run `pip install -v -e .`, which says why it is not compiled"
 
 
@@ -42,6 +44,10 @@ def _loaded_cuda() -> str:
         return f"torch {torch.__version__} is a build without CUDA"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
+    capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+    if all(capability < OLDEST_CARD for capability in capabilities):
+        found, oldest = (".".join(map(str, pair)) for pair in (max(capabilities), OLDEST_CARD))
+        return f"the CUDA kernels are for cards of capability {oldest} or newer, this one has {found}"
     if not library.is_file():
         return f"the CUDA library is not compiled; install nvcc of CUDA {torch.version.cuda}, then {_REMEDY}"
     try:

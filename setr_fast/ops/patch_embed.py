@@ -95,8 +95,8 @@ def _normalised(image: Tensor, mean: list[float], std: list[float], weight: Tens
     """Return the picture that the convolution sees, [B, C, high, wide], in the weight's dtype."""
     if image.dtype is torch.uint8:
         exact = torch.promote_types(weight.dtype, torch.float32)
-        of_channel = partial(torch.tensor, dtype=exact, device=image.device)
-        image = ((image.to(exact) - of_channel(mean)) / of_channel(std)).permute(0, 3, 1, 2)
+        shift, scale = (products.of_channel(values, image, exact).view(3) for values in (mean, std))
+        image = ((image.to(exact) - shift) / scale).permute(0, 3, 1, 2)
     height, width = image.shape[-2:]
     if high > height or wide > width:
         image = F.pad(image, (0, max(wide - width, 0), 0, max(high - height, 0)))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
-from setr_fast.ops.patch_embed_products import WEIGHT_SCALE, _centres, _of_channel
+from setr_fast.ops.patch_embed_products import WEIGHT_SCALE, _centres, of_channel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEP = 16  # bytes of a copy: patches and lines of the picture are multiples of it
@@ -116,8 +116,8 @@ def forward(
 ) -> Tensor:
     """Return the tokens of ``patch_embed``: normalisation moved into the factor, positions and bias into the addend."""
     centres, patch = _centres(mean), weight.shape[-1]
-    folded = weight.detach().float() / _of_channel(std, weight)
-    moved = _of_channel([c - m for c, m in zip(centres, mean, strict=True)], weight)
+    folded = weight.detach().float() / of_channel(std, weight)
+    moved = of_channel([c - m for c, m in zip(centres, mean, strict=True)], weight)
     rest = (folded * moved).sum((1, 2, 3))
     factor = (folded * WEIGHT_SCALE).permute(0, 2, 3, 1).flatten(1).to(torch.float16).contiguous()
     addend = positions.float() + (rest if bias is None else rest + bias.float())

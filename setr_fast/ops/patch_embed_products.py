@@ -97,8 +97,8 @@ def forward_centred(
 ) -> Tensor:
     """Multiply in the dtype of the weight, by bytes that are exact in it."""
     tokens = _empty_tokens(image, weight, positions)
-    folded = weight.detach().float() / _of_channel(std, weight)
-    moved = _of_channel([c - m for c, m in zip(_centres(mean), mean, strict=True)], weight)
+    folded = weight.detach().float() / of_channel(std, weight)
+    moved = of_channel([c - m for c, m in zip(_centres(mean), mean, strict=True)], weight)
     rest = (folded * moved).sum((1, 2, 3))
     factor = (folded * WEIGHT_SCALE).permute(0, 2, 3, 1).flatten(1).to(weight.dtype).t()
     addend = positions.float() + (rest if bias is None else rest + bias.float())
@@ -131,8 +131,8 @@ def backward_centred(
         total += of_strip.t() @ rows
     by_pixel = total.view(width, patch, patch, channels).permute(0, 3, 1, 2)
     summed = grad.sum((0, 1), dtype=torch.float32).view(-1, 1, 1, 1)
-    moved = _of_channel([m - c for c, m in zip(_centres(mean), mean, strict=True)], weight)
-    return ((by_pixel - summed * moved) / _of_channel(std, weight)).to(weight.dtype).contiguous()
+    moved = of_channel([m - c for c, m in zip(_centres(mean), mean, strict=True)], weight)
+    return ((by_pixel - summed * moved) / of_channel(std, weight)).to(weight.dtype).contiguous()
 
 
 def _empty_tokens(image: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
@@ -172,9 +172,9 @@ def _centres(mean: list[float]) -> list[float]:
     return [float(min(max(round(value), 0), 255)) for value in mean]
 
 
-def _of_channel(values: list[float], like: Tensor) -> Tensor:
-    """Return [3, 1, 1] of float32; filled on the device, since a CUDA graph cannot capture a copy from the host."""
-    return torch.stack([torch.full((1, 1), v, dtype=torch.float32, device=like.device) for v in values])
+def of_channel(values: list[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return [3, 1, 1]; filled on the device, since a CUDA graph cannot capture a copy from the host."""
+    return torch.stack([torch.full((1, 1), v, dtype=dtype, device=like.device) for v in values])
 
 
 def _compiled(device: str, function: Callable[..., Tensor]) -> Callable[[str], Callable[..., Tensor]]:

@@ -80,11 +80,19 @@ def _prepare(model: SegmentationModel, precision: str, windows: Tensor, exact_ge
             raise ConfigError(
                 f"precision: fp8 must run on a card of capability 8.9 or newer, got {windows.device}; use bf16"
             )
+        if width := _odd_width(model):
+            raise ConfigError(f"precision: fp8 must have widths of a multiple of 16, got {width}; use bf16")
         found, calibration = fp8_model(model, windows)
         return Prepared(half_model(found), precision, True, {"calibration": calibration.to_dict()})
     if precision == "bf16":
         return Prepared(half_model(model, exact_gelu), precision, True, report)
     return Prepared(with_modules(model, _plain), precision, report=report)
+
+
+def _odd_width(model: SegmentationModel) -> int | None:
+    """Return a width of a block's layers that a card cannot multiply in float8, or None."""
+    layers = (layer_of(block, name) for block in model.encoder.blocks if isinstance(block, Block) for name in LAYERS)
+    return next((width for layer in layers for width in layer.weight.shape if width % 16), None)
 
 
 def half_model(model: SegmentationModel, exact_gelu: bool = True) -> SegmentationModel:

@@ -186,6 +186,26 @@ def test_the_fused_patch_embedding_is_as_exact_as_the_convolution(
         assert (got.double() - exact).abs().max() <= allowed
 
 
+def test_views_that_start_anywhere_are_read_as_they_look() -> None:
+    """Copies of the kernel start on 16 bytes; what a caller cut out of a larger tensor may not."""
+    op = OPS["patch_embed_product"]
+    image = torch.randint(0, 256, (2, 33, 35, 3), dtype=torch.uint8)[:, 1:, 1:33]
+    factor, addend = torch.randn(1 + 8 * 768).half()[1:].view(8, 768), torch.randn(1 + 4 * 8)[1:].view(4, 8)
+    args = (image, factor, addend, 16, 2, 2, [3.0, 1.0, 2.0], 0.5, torch.float32)
+    got = torch.ops.setr_fast_emulated.patch_embed_product.default(*args)
+    torch.testing.assert_close(got, op.reference(*args), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("classes", [2, 150])
+@pytest.mark.parametrize("pixels", [1, 31, 1025, 9001])
+def test_pixels_of_one_warp_count_together(pixels: int, classes: int) -> None:
+    """150 classes do not fit into shared memory; most pixels are of one class, the last warp is not full."""
+    ids = torch.randint(0, classes, (2, pixels), dtype=torch.uint8).where(torch.rand(2, pixels) < 0.3, 1)
+    ids[1, ::5] = 255
+    args = (ids[0], ids[1], classes, 255)
+    assert torch.equal(call("confusion_matrix", *args), OPS["confusion_matrix"].reference(*args))
+
+
 def test_shapes_that_the_fused_patch_embedding_cannot_take_are_refused_in_words() -> None:
     args = (torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.zeros(12, 768).half(), torch.zeros(4, 12))
     with pytest.raises((ValueError, RuntimeError), match="D of 8"):

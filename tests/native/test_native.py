@@ -108,3 +108,13 @@ def test_it_uses_only_the_stable_symbols_of_torch() -> None:
     symbols = [line.split()[-1] for line in listing.splitlines()]
     assert any(s.startswith(("aoti_torch_", "torch_")) for s in symbols)
     assert not [s for s in symbols if any(tie in s for tie in ("_ZN2at", "_ZN3c10", "_ZNK3c10", "_ZN5torch"))]
+
+
+@needs_extension
+def test_a_card_that_is_too_old_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(6, 1), (7, 5)][index])
+    said = _native._loaded_cuda.__wrapped__()
+    assert said == "the CUDA kernels are for cards of capability 8.0 or newer, this one has 7.5"

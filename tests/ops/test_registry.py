@@ -44,10 +44,13 @@ def _truth(name: str, case: Case, device: str, dtype: torch.dtype) -> tuple[list
 
 
 def _marks(backend: Backend, case: Case, device: str) -> list[pytest.MarkDecorator]:
-    """What takes a processor long is slow; small cases of compiled kernels are among the tests of a card."""
+    """A card's large cases are held to the truth where benchmarks/ times them, a processor's largest are slow.
+
+    Of a card's small ones, those that are compiled ahead run: what Triton compiles has files of its own.
+    """
     if device == "cpu":
         return [pytest.mark.slow] if case.bench == FULL else []
-    return [pytest.mark.gpu] if backend.name.startswith("native") and not case.bench else []
+    return [pytest.mark.gpu, *([pytest.mark.slow] if case.bench or not backend.name.startswith("native") else [])]
 
 
 def _pairs() -> list[Any]:

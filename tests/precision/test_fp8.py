@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from setr_fast.errors import ConfigError
 from setr_fast.models.model import SegmentationModel
-from setr_fast.precision.linears import Fp8Linear, HalfLinear
-from setr_fast.precision.prepare import prepared
+from setr_fast.precision.linears import Fp8Linear, HalfLinear, _to_fp8
+from setr_fast.precision.prepare import _odd_width, prepared
 from setr_fast.precision.rounding import fp8_model
 
 Make = Callable[..., SegmentationModel]
@@ -49,6 +49,20 @@ def test_the_report_names_every_layer_and_the_worst_go_back_to_bfloat16(make_mod
     assert len(back.kept_float) == 8
     assert sum(isinstance(m, Fp8Linear) for m in rounded.modules()) == 8
     assert sum(isinstance(m, HalfLinear) for m in wider.modules()) == 8
+
+
+def test_rows_fill_the_format_and_the_largest_of_sixteen_bits_is_taken_as_it_is() -> None:
+    rows = torch.randn(64, 48).bfloat16() * torch.logspace(-20, 20, 64)[:, None].bfloat16()
+    eight, scale = _to_fp8(rows)
+    known = rows.float()
+    assert torch.equal(scale, (known.abs().amax(1, keepdim=True) / 448).clamp_min(1e-12))
+    assert torch.equal(eight.float(), (known / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float())
+    assert (eight.float().abs().amax(1) == 448)[20:].all()
+
+
+def test_widths_that_a_card_cannot_multiply_are_found(make_model: Make) -> None:
+    assert _odd_width(make_model()) is None
+    assert _odd_width(make_model(width=40)) == 120  # queries, keys and values together
 
 
 def test_a_cpu_is_refused(make_model: Make, windows: Tensor) -> None:

@@ -46,6 +46,18 @@ T __shfl_down_sync(unsigned int mask, T value, unsigned int by) {
 }
 
 template <class T>
+unsigned int __match_any_sync(unsigned int mask, T value) {
+  const unsigned char* slots = cuda_on_cpu::put(mask, value);
+  unsigned int same = 0;
+  for (unsigned int lane = 0; lane < cuda_on_cpu::kWarp; ++lane) {
+    if (cuda_on_cpu::from_lane<T>(slots, lane) == value) same |= 1u << lane;
+  }
+  return same;
+}
+inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __popc(unsigned int value) { return __builtin_popcount(value); }
+
+template <class T>
 T atomicAdd(T* at, T value) {
   const T before = *at;
   *at = before + value;
