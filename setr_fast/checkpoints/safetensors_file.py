@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.checkpoints.faults import Unusable, shortened
-from setr_fast.checkpoints.records import read_array
+from setr_fast.checkpoints.reading import Reading
 
 _MAX_HEADER = 100_000_000  # the library's own limit
 _DTYPES = {
@@ -57,12 +57,13 @@ def read_safetensors(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, Any]]
         at = end
     if at != size - 8 - length:
         raise Unusable(f"must hold {at} bytes of tensors, got {size - 8 - length}")
-    tensors = {}
+    tensors, reading = {}, Reading(file)
     for name, (dtype, shape, start, end) in places.items():
-        raw = read_array(file, 8 + length + start, (end - start,), np.dtype("u1"))
+        raw = reading.array(8 + length + start, (end - start,), np.dtype("u1"))
         tensors[name] = (
             torch.from_numpy(raw).view(dtype).reshape(shape) if len(raw) else torch.empty(shape, dtype=dtype)
         )
+    reading.run()
     return tensors, meta if isinstance(meta, dict) else {}
 
 
