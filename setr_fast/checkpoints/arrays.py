@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from setr_fast.checkpoints.archive import STORED, Entry
-from setr_fast.checkpoints.faults import DISTRUST, Unusable, shortened
+from setr_fast.checkpoints.faults import DISTRUST, Unusable, is_shape, shortened
 from setr_fast.checkpoints.flax_layout import Kernels, Place
 from setr_fast.checkpoints.reading import Reading
 from setr_fast.checkpoints.records import NUMPY_DTYPES, PADDLE, array_tensor, array_to_tensor, unwrap_named
@@ -24,6 +24,7 @@ PARTS = "UnpackBigParamInfor@@"
 _MAX_HEADER = 1 << 16
 _MAX_GROWTH = 8  # unpacked over packed size; weights are noise and hardly shrink, zeros do
 _FREE_GROWTH = 64 << 20
+_ORDERS = ("<", ">", "|", "=")  # of bytes
 _MAGIC = b"\x93NUMPY"
 
 
@@ -61,7 +62,8 @@ def _join(tensors: dict[str, Tensor], parts: Any) -> None:
         wanted = 1
         for side in shape:
             wanted *= side if type(side) is int else -1
-        if len(whole) != len(slices) or not whole or count != wanted or len({p.dtype for p in whole}) > 1:
+        fits = whole and is_shape(shape) and count == wanted and len({piece.dtype for piece in whole}) == 1
+        if len(whole) != len(slices) or not fits:
             raise Unusable(f"{shortened(name)} must have all of its parts, got {len(whole)} with {count} elements")
         tensors[str(name)] = torch.cat([piece.flatten() for piece in whole]).reshape(tuple(shape))
 
@@ -153,10 +155,12 @@ def _header(told: str, head: bytes | bytearray) -> tuple[np.dtype[Any], bool, tu
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         values = None
     match values:
-        case {"descr": str(code), "fortran_order": bool(fortran), "shape": tuple() as shape} if all(
-            type(side) is int and side >= 0 for side in shape
-        ):
-            if code.lstrip("<>|=") in NUMPY_DTYPES:
+        case {"descr": str(code), "fortran_order": bool(fortran), "shape": tuple() as shape} if is_shape(shape):
+            if code[code[:1] in _ORDERS :] in NUMPY_DTYPES:
                 return np.dtype(code), fortran, shape, start + length
-    what = shortened(values.get("descr")) if isinstance(values, dict) else "a broken header"
+    what = "a broken header"
+    if isinstance(values, dict):
+        what = shortened(values.get("descr"))
+        if what[what[:1] in _ORDERS :] in NUMPY_DTYPES:
+            what = f"shape {shortened(values.get('shape'))}"
     raise Unusable(f"its entry {told} must be an array of numbers, got {what}")

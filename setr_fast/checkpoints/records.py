@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from setr_fast.checkpoints.faults import Unusable, shortened
+from setr_fast.checkpoints.faults import Unusable, is_shape, shortened
 from setr_fast.checkpoints.reading import Reading
 from setr_fast.checkpoints.unpickle import Buffer, Call, Global, PersistentId, Span
 
@@ -94,7 +94,7 @@ def _torch_tensor(name: str, args: tuple[Any, ...], storages: Storages) -> Tenso
             raise Unusable(f"{told} must be a tensor in a storage, got {shortened(args)}")
     if view and view[0] is not None:  # torch before 0.4 could save a storage inside another
         raise Unusable(f"{told} must have a storage of its own, got a view of another", "save the file again")
-    if not _whole_numbers(size) or not _whole_numbers(stride) or len(size) != len(stride) or min(offset, count) < 0:
+    if not is_shape(size) or not _whole_numbers(stride) or len(size) != len(stride) or min(offset, count) < 0:
         raise Unusable(f"{told} must have a shape and strides, got {shortened((size, stride, offset))}")
     elements = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if elements else 0
@@ -116,7 +116,7 @@ def array_tensor(name: str, value: Any, reading: Reading, data: Buffer, turn: bo
             dtype = _array_dtype(told, kind)
         case _:
             raise Unusable(f"{told} must be an array of numbers, got {_kind(value)}")
-    if not _whole_numbers(size):
+    if not isinstance(size, tuple) or not is_shape(size):
         raise Unusable(f"{told} must have a shape, got {shortened(size)}")
     if isinstance(content, Call) and content.function == _ENCODE and len(content.args) == 2:
         content = _encoded(told, content.args, data)
