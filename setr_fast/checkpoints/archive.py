@@ -113,5 +113,7 @@ def _checked(file: BinaryIO, listing: list[tuple[str, int, int, int, int]]) -> d
 
 
 def _at(file: BinaryIO, start: int, length: int) -> bytes:
+    if not 0 <= start < 1 << 62:
+        raise Unusable("its zip directory must lie in the file, got a place outside it")
     file.seek(start)
     return file.read(length)

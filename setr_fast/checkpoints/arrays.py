@@ -13,16 +13,10 @@ import torch
 from torch import Tensor
 
 from setr_fast.checkpoints.archive import STORED, Entry
-from setr_fast.checkpoints.faults import DISTRUST, Unusable, shortened
-from setr_fast.checkpoints.records import (
-    NUMPY_DTYPES,
-    PADDLE,
-    Turner,
-    array_tensor,
-    array_to_tensor,
-    read_array,
-    unwrap_named,
-)
+from setr_fast.checkpoints.faults import DISTRUST, Unusable, is_shape, shortened
+from setr_fast.checkpoints.flax_layout import Kernels, Place
+from setr_fast.checkpoints.reading import Reading
+from setr_fast.checkpoints.records import NUMPY_DTYPES, PADDLE, array_tensor, array_to_tensor, unwrap_named
 from setr_fast.checkpoints.unpickle import read_pickle
 
 NAMES = "StructuredToParameterName@@"
@@ -30,6 +24,7 @@ PARTS = "UnpackBigParamInfor@@"
 _MAX_HEADER = 1 << 16
 _MAX_GROWTH = 8  # unpacked over packed size; weights are noise and hardly shrink, zeros do
 _FREE_GROWTH = 64 << 20
+_ORDERS = ("<", ">", "|", "=")  # of bytes
 _MAGIC = b"\x93NUMPY"
 
 
@@ -44,9 +39,10 @@ def read_paddle(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise Unusable(f"must hold a dict of named arrays, got a {type(tree).__name__}")
         dropped = {NAMES: "Paddle's internal names"} if tree.pop(NAMES, None) is not None else {}
         parts = tree.pop(PARTS, None)
-        turner = Turner()
+        reading = Reading(file)
         arrays = {name: unwrap_named(value) for name, value in tree.items()}
-        tensors = {name: array_tensor(name, value, file, data, turner) for name, value in arrays.items()}
+        tensors = {name: array_tensor(name, value, reading, data, turn=True) for name, value in arrays.items()}
+        reading.run()
         if parts is not None:
             dropped[PARTS] = "list of the parameters that are saved in parts"
             _join(tensors, parts)
@@ -66,7 +62,8 @@ def _join(tensors: dict[str, Tensor], parts: Any) -> None:
         wanted = 1
         for side in shape:
             wanted *= side if type(side) is int else -1
-        if len(whole) != len(slices) or not whole or count != wanted or len({p.dtype for p in whole}) > 1:
+        fits = whole and is_shape(shape) and count == wanted and len({piece.dtype for piece in whole}) == 1
+        if len(whole) != len(slices) or not fits:
             raise Unusable(f"{shortened(name)} must have all of its parts, got {len(whole)} with {count} elements")
         tensors[str(name)] = torch.cat([piece.flatten() for piece in whole]).reshape(tuple(shape))
 
@@ -79,28 +76,41 @@ def read_npz(file: BinaryIO, entries: dict[str, Entry]) -> dict[str, Tensor]:
     packed, size = (sum(getattr(e, what) for e in entries.values()) for what in ("length", "size"))
     if size > _MAX_GROWTH * packed + _FREE_GROWTH:
         raise Unusable(f"must unpack to at most {_MAX_GROWTH} times its size, got {packed} bytes for {size}", DISTRUST)
-    tensors, turner = {}, Turner()
+    reading, places, tensors = Reading(file), dict[str, Place](), dict[str, Tensor]()
     for name, entry in entries.items():
         told = shortened(name)
         if not name.endswith(".npy"):
             raise Unusable(f"must hold only .npy entries, got {told}")
-        tensors[name.removesuffix(".npy")] = _entry(told, file, entry, turner)
-    return tensors
+        found = _entry(told, file, entry)
+        if isinstance(found, Tensor):
+            tensors[_key(name)] = found
+        else:
+            places[_key(name)] = found
+    kernels = Kernels(reading, places)
+    read = {name: kernels.read(name) for name in places}
+    reading.run()
+    return {name: read[name] if name in read else tensors[name] for name in map(_key, entries)}
 
 
-def _entry(told: str, file: BinaryIO, entry: Entry, turner: Turner) -> Tensor:
-    if entry.method != STORED:
-        content = _inflated(told, file, entry)
-        dtype, fortran, shape, skip = _header(told, content[: _MAX_HEADER + 12])
-        _exact(told, shape, dtype, entry.size - skip)
-        array = np.frombuffer(content, dtype, offset=skip).reshape(shape[::-1] if fortran else shape)
-    else:
+def _key(name: str) -> str:
+    return name.removesuffix(".npy")
+
+
+def _entry(told: str, file: BinaryIO, entry: Entry) -> Tensor | Place:
+    """Return an array, or where it lies if it can be read as it is."""
+    if entry.method == STORED:
         file.seek(entry.start)
-        dtype, fortran, shape, skip = _header(told, file.read(min(entry.length, _MAX_HEADER + 12)))
-        _exact(told, shape, dtype, entry.length - skip)
-        if not fortran and turner.takes(shape, dtype):
-            return turner.read(file, entry.start + skip, shape, dtype)
-        array = read_array(file, entry.start + skip, shape[::-1] if fortran else shape, dtype)
+        content: bytes | bytearray = file.read(min(entry.length, _MAX_HEADER + 12))
+    else:
+        content = _inflated(told, file, entry)
+    dtype, fortran, shape, skip = _header(told, content[: _MAX_HEADER + 12])
+    _exact(told, shape, dtype, entry.size - skip)
+    if entry.method == STORED:
+        if dtype.isnative and not fortran:
+            return Place(entry.start + skip, shape, dtype)
+        file.seek(entry.start)
+        content = file.read(entry.length)
+    array = np.frombuffer(content, dtype, offset=skip).reshape(shape[::-1] if fortran else shape)
     return array_to_tensor(array.T if fortran else array)
 
 
@@ -145,10 +155,12 @@ def _header(told: str, head: bytes | bytearray) -> tuple[np.dtype[Any], bool, tu
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         values = None
     match values:
-        case {"descr": str(code), "fortran_order": bool(fortran), "shape": tuple() as shape} if all(
-            type(side) is int and side >= 0 for side in shape
-        ):
-            if code.lstrip("<>|=") in NUMPY_DTYPES:
+        case {"descr": str(code), "fortran_order": bool(fortran), "shape": tuple() as shape} if is_shape(shape):
+            if code[code[:1] in _ORDERS :] in NUMPY_DTYPES:
                 return np.dtype(code), fortran, shape, start + length
-    what = shortened(values.get("descr")) if isinstance(values, dict) else "a broken header"
+    what = "a broken header"
+    if isinstance(values, dict):
+        what = shortened(values.get("descr"))
+        if what[what[:1] in _ORDERS :] in NUMPY_DTYPES:
+            what = f"shape {shortened(values.get('shape'))}"
     raise Unusable(f"its entry {told} must be an array of numbers, got {what}")

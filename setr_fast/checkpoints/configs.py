@@ -64,7 +64,7 @@ def read_config(path: Path) -> ForeignConfig | None:
     Raises: CheckpointError where it cannot be read.
     """
     try:
-        values = _load(path, [])
+        values = _load(path, (), [])
     except Unusable as fault:
         raise CheckpointError(f"{path}: {fault.what}; {fault.remedy}") from None
     form = _form(values)
@@ -116,15 +116,18 @@ def _form(values: Any) -> Form | None:
 # --- files and what they inherit -------------------------------------------------------------------------------------
 
 
-def _load(path: Path, open_files: list[Path]) -> dict[str, Any]:
-    """Return a file's values over those of its bases."""
+def _load(path: Path, heirs: tuple[Path, ...], read: list[Path]) -> dict[str, Any]:
+    """Return a file's values over those of its bases; ``read`` counts the files, each as often as it is inherited."""
     if path.stat().st_size > _MAX_BYTES:
         raise Unusable(f"a config must be at most {_MAX_BYTES} bytes, got {path.stat().st_size}", "give overrides")
-    if len(open_files) >= _MAX_FILES or path.resolve() in open_files:
+    if path.resolve() in heirs:
         raise Unusable("a config must not inherit from itself, got a circle", "give the values as overrides")
-    open_files.append(path.resolve())
+    if len(read) >= _MAX_FILES:
+        raise Unusable(f"a config must inherit from fewer than {_MAX_FILES} files, got more", "give overrides")
+    read.append(path)
+    heirs = (*heirs, path.resolve())
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin files with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise Unusable(f"a config must be readable text, got {shortened(error)}", "give overrides") from None
 
@@ -133,7 +136,7 @@ def _load(path: Path, open_files: list[Path]) -> dict[str, Any]:
         for name in names[:_MAX_FILES]:
             other = path.parent / name
             if name and other.suffix in _SUFFIXES and other.is_file():
-                under = merged(under, _load(other, open_files))
+                under = merged(under, _load(other, heirs, read))
             elif name:
                 _LOG.warning("%s: inherits from %s, which is not there; read without it", path, shortened(name))
         return under
@@ -149,7 +152,6 @@ def _load(path: Path, open_files: list[Path]) -> dict[str, Any]:
         flat = [n for name in names for n in (name if isinstance(name, list) else [name]) if isinstance(n, str)]
         values = merged(bases(flat), values)
     bounded(values)
-    open_files.pop()
     return values
 
 
@@ -165,9 +167,11 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, and tuples, which Segmenter's files are full of."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse merge keys: nobody writes them here, and they grow without bound."""
+        """Refuse merge keys, which grow without bound, and keys that are lists: nobody writes them here."""
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
             raise yaml.YAMLError("a merge key")
+        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+            raise yaml.YAMLError("a key that is no plain value")  # tuples of tuples take for ever to hash
 
 
 _Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node)))

@@ -34,7 +34,10 @@ def parse_python(text: str, base: Callable[[list[str]], dict[str, Any]] = lambda
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Unusable(f"must be a config in Python, got {shortened(error)}", "give the values as overrides") from None
+        raise Unusable(
+            f"must be a config in Python, got {shortened(error) or type(error).__name__}",
+            "give the values as overrides",
+        ) from None
     names: dict[str, Any] = {}
     inherited: dict[str, Any] = {}
     for node in tree.body:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from setr_fast.checkpoints.archive import read_directory
 from setr_fast.checkpoints.arrays import read_npz, read_paddle
-from setr_fast.checkpoints.faults import AGAIN, Unusable
+from setr_fast.checkpoints.faults import AGAIN, DISTRUST, Unusable, shortened
+from setr_fast.checkpoints.reading import most_bytes
 from setr_fast.checkpoints.safetensors_file import read_safetensors
 from setr_fast.checkpoints.torch_file import LEGACY_START, read_legacy, read_zip
 from setr_fast.errors import CheckpointError
@@ -23,6 +24,7 @@ from setr_fast.models.store import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 Kind = Literal["torch", "paddle", "npz", "safetensors", "native"]
 _SUFFIXES = (".pth", ".pt", ".pdparams", ".safetensors", ".ckpt", ".bin")
 _MAX_CONFIG = 1 << 20
+_MAX_NAME = 300
 _OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"version https://git-lfs", "a pointer of Git LFS; run `git lfs pull` to fetch the file"),
     (0, b"<", "a web page (a failed download); download the file again"),
@@ -73,6 +75,8 @@ def read_checkpoint(path: str | Path) -> Source:
         raise CheckpointError(f"{inside}: must be readable, got {error.strerror}; check the path") from None
     except MemoryError:
         raise CheckpointError(f"{inside}: must fit into memory, got too little of it; close other programs") from None
+    _check_names(source, inside)
+    _check_sharing(source, inside)
     for prefix in ("module.", "_orig_mod."):  # left by data parallel and compiled models
         if source.tensors and all(name.startswith(prefix) for name in source.tensors):
             source.tensors = {name.removeprefix(prefix): source.tensors[name] for name in source.tensors}
@@ -132,6 +136,22 @@ def _read(path: Path, file: BinaryIO) -> Source:
     got = next((text for at, mark, text in _OTHERS if head[at : at + len(mark)] == mark), _NONE)
     what, _, remedy = got.partition("; ")
     raise Unusable(f"must be a checkpoint of torch, Paddle or NumPy or a .safetensors, got {what}", remedy or AGAIN)
+
+
+def _check_names(source: Source, file: Path) -> None:
+    """Refuse names that would break a message's one line, or a terminal."""
+    wrong = next((name for name in source.tensors if not name.isprintable() or len(name) > _MAX_NAME), None)
+    if wrong is not None:
+        what = f"names of tensors must be printable and at most {_MAX_NAME} letters"
+        raise CheckpointError(f"{file}: {what}, got {shortened(wrong)}; {DISTRUST}")
+
+
+def _check_sharing(source: Source, file: Path) -> None:
+    """Refuse tensors that are so many views of the same bytes that a model's own copies would fill the memory."""
+    size, claimed = file.stat().st_size, sum(tensor.nbytes for tensor in source.tensors.values())
+    if claimed > most_bytes(size):
+        told = f"{claimed} bytes in {len(source.tensors)} tensors"
+        raise CheckpointError(f"{file}: tensors must not repeat the file's {size} bytes, got {told}; {DISTRUST}")
 
 
 def _is_native(folder: Path) -> bool:

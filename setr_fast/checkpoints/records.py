@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from setr_fast.checkpoints.faults import Unusable, shortened
-from setr_fast.checkpoints.memory import copy_turned, new_bytes, read_into
+from setr_fast.checkpoints.faults import Unusable, is_shape, shortened
+from setr_fast.checkpoints.reading import Reading
 from setr_fast.checkpoints.unpickle import Buffer, Call, Global, PersistentId, Span
 
 DTYPES = {
@@ -34,7 +34,6 @@ NUMPY = {*(Global(core, "_reconstruct") for core in _CORES), Global("numpy", "nd
 _BYTES = {Global("builtins", "bytes"), Global("__builtin__", "bytes")}
 NUMPY |= {_ENCODE, *_BYTES}  # how protocol 2 writes the bytes of an array, and no bytes
 PADDLE = NUMPY | _TUPLES | {Global("collections", "OrderedDict")}
-_LARGE, _LARGEST = 1 << 16, 64 << 20  # bytes of a matrix that is turned while it is read
 _UTILS = "torch._utils"
 _PARAMETERS = {Global(_UTILS, "_rebuild_parameter"), Global(_UTILS, "_rebuild_parameter_with_state")}
 _TENSORS = {Global(_UTILS, "_rebuild_tensor_v2"), Global(_UTILS, "_rebuild_tensor")}
@@ -66,8 +65,8 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, Call) and (value.function in _PARAMETERS | _TENSORS or value.function in NUMPY)
 
 
-def to_tensor(name: str, value: Any, storages: Storages | None, file: BinaryIO, data: Buffer) -> Tensor:
-    """Make the tensor that one entry of a state dict asks for.
+def to_tensor(name: str, value: Any, storages: Storages | None, reading: Reading, data: Buffer) -> Tensor:
+    """Make the tensor that one entry of a state dict asks for; it holds its values after ``reading.run``.
 
     Raises: Unusable for what is no dense tensor, and for views that leave their storage or repeat its elements.
     """
@@ -76,7 +75,7 @@ def to_tensor(name: str, value: Any, storages: Storages | None, file: BinaryIO, 
     if storages and isinstance(value, Call) and value.function in _TENSORS:
         return _torch_tensor(name, value.args, storages)
     if isinstance(value, Call) and value.function.name == "_reconstruct":
-        return array_tensor(name, value, file, data)
+        return array_tensor(name, value, reading, data)
     raise Unusable(f"{shortened(name)} must be a dense tensor, got {_kind(value)}", "save only the state dict")
 
 
@@ -95,7 +94,7 @@ def _torch_tensor(name: str, args: tuple[Any, ...], storages: Storages) -> Tenso
             raise Unusable(f"{told} must be a tensor in a storage, got {shortened(args)}")
     if view and view[0] is not None:  # torch before 0.4 could save a storage inside another
         raise Unusable(f"{told} must have a storage of its own, got a view of another", "save the file again")
-    if not _whole_numbers(size) or not _whole_numbers(stride) or len(size) != len(stride) or min(offset, count) < 0:
+    if not is_shape(size) or not _whole_numbers(stride) or len(size) != len(stride) or min(offset, count) < 0:
         raise Unusable(f"{told} must have a shape and strides, got {shortened((size, stride, offset))}")
     elements = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if elements else 0
@@ -105,8 +104,9 @@ def _torch_tensor(name: str, args: tuple[Any, ...], storages: Storages) -> Tenso
     return torch.as_strided(storage, tuple(size), tuple(stride), offset if elements else 0)
 
 
-def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer, turner: Turner | None = None) -> Tensor:
-    """Make the tensor of a pickled NumPy array; with a ``turner``, matrices in column-major memory.
+def array_tensor(name: str, value: Any, reading: Reading, data: Buffer, turn: bool = False) -> Tensor:
+    """Make the tensor of a pickled NumPy array, which holds its values after ``reading.run``; ``turn``: large matrices
+    in column-major memory, whose transpose is contiguous (linear weights stored [in, out]).
 
     Raises: Unusable for anything but an array of numbers whose bytes are exactly as many as its shape needs.
     """
@@ -116,7 +116,7 @@ def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer, turner: Tu
             dtype = _array_dtype(told, kind)
         case _:
             raise Unusable(f"{told} must be an array of numbers, got {_kind(value)}")
-    if not _whole_numbers(size):
+    if not isinstance(size, tuple) or not is_shape(size):
         raise Unusable(f"{told} must have a shape, got {shortened(size)}")
     if isinstance(content, Call) and content.function == _ENCODE and len(content.args) == 2:
         content = _encoded(told, content.args, data)
@@ -126,58 +126,20 @@ def array_tensor(name: str, value: Any, file: BinaryIO, data: Buffer, turner: Tu
     if length != math.prod(size) * dtype.itemsize:
         raise Unusable(f"{told} must have the bytes of shape {shortened(list(size))}, got {length} bytes")
     order = size[::-1] if fortran else size
-    if isinstance(content, Span):
-        if turner and not fortran and turner.takes(size, dtype):
-            return turner.read(file, content.start, size, dtype)
-        array = read_array(file, content.start, tuple(order), dtype)
-    else:
+    if not isinstance(content, Span):
         array = np.frombuffer(content, dtype).reshape(order).copy()
+    elif dtype.isnative and not fortran:
+        if turn and reading.takes(size, dtype):
+            return torch.from_numpy(reading.turned(content.start, size, dtype)).T
+        return torch.from_numpy(reading.array(content.start, size, dtype))
+    else:
+        array = np.frombuffer(data, dtype, math.prod(size), content.start).reshape(order)
     return array_to_tensor(array.T if fortran else array)
 
 
-def read_array(file: BinaryIO, start: int, size: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Read an array's bytes, whose number is known to lie inside the file.
-
-    Raises: Unusable where the file ends early.
-    """
-    array = new_bytes(math.prod(size) * dtype.itemsize).view(dtype).reshape(size)
-    if not read_into(file, start, array):
-        raise Unusable("must hold all of its tensors, got a file that is cut off")
-    return array
-
-
-class Turner:
-    """Reads matrices into column-major memory, whose transpose is contiguous: linear weights stored [in, out].
-
-    Each passes through one piece of memory that stays in the processor's cache; turning a matrix that lies in memory of
-    its own takes its memory twice, and longer than reading.
-    """
-
-    def __init__(self) -> None:
-        self._scratch = new_bytes(0)
-
-    def takes(self, size: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-        """Say whether an array is a matrix that is worth it."""
-        return len(size) == 2 and dtype.isnative and _LARGE <= math.prod(size) * dtype.itemsize <= _LARGEST
-
-    def read(self, file: BinaryIO, start: int, size: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-        """Read a matrix.
-
-        Raises: Unusable where the file ends early.
-        """
-        length = math.prod(size) * dtype.itemsize
-        if len(self._scratch) < length:
-            self._scratch = new_bytes(length)
-        if not read_into(file, start, self._scratch[:length]):
-            raise Unusable("must hold all of its tensors, got a file that is cut off")
-        matrix = torch.from_numpy(self._scratch[:length].view(dtype).reshape(size))
-        return copy_turned(matrix, torch.empty(size[::-1], dtype=matrix.dtype)).T
-
-
 def array_to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """Return a tensor of a numeric array in native byte order and row-major layout."""
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.ascontiguousarray(native).reshape(array.shape))
+    """Return a tensor of a numeric array in native byte order and row-major layout, in memory of its own."""
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def _array_dtype(told: str, call: Call) -> np.dtype[Any]:

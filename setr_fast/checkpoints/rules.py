@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from setr_fast.checkpoints.flax_layout import joined
 from setr_fast.checkpoints.memory import copy_turned
 
 
@@ -82,6 +83,9 @@ def flax_qkv(heads: int) -> Transform:
 
     def load(tensors: Sequence[Tensor]) -> Tensor:
         matrices = [kernel.flatten(1) for kernel in tensors]
+        whole = joined([matrix.T for matrix in matrices])
+        if whole is not None:
+            return whole
         out = torch.empty(sum(m.shape[1] for m in matrices), matrices[0].shape[0], dtype=matrices[0].dtype)
         for matrix, part in zip(matrices, out.split([m.shape[1] for m in matrices]), strict=True):
             copy_turned(matrix, part)

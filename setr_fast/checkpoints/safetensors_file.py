@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from setr_fast.checkpoints.faults import Unusable, shortened
-from setr_fast.checkpoints.records import read_array
+from setr_fast.checkpoints.faults import Unusable, is_shape, shortened
+from setr_fast.checkpoints.reading import Reading
 
-_MAX_HEADER = 100_000_000  # the library's own limit
+_MAX_HEADER = 8 << 20  # of 80,000 tensors; as Python's objects a hostile one takes 24 times as much
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -57,12 +57,13 @@ def read_safetensors(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, Any]]
         at = end
     if at != size - 8 - length:
         raise Unusable(f"must hold {at} bytes of tensors, got {size - 8 - length}")
-    tensors = {}
+    tensors, reading = {}, Reading(file)
     for name, (dtype, shape, start, end) in places.items():
-        raw = read_array(file, 8 + length + start, (end - start,), np.dtype("u1"))
+        raw = reading.array(8 + length + start, (end - start,), np.dtype("u1"))
         tensors[name] = (
             torch.from_numpy(raw).view(dtype).reshape(shape) if len(raw) else torch.empty(shape, dtype=dtype)
         )
+    reading.run()
     return tensors, meta if isinstance(meta, dict) else {}
 
 
@@ -76,7 +77,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _place(told: str, value: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     match value:
         case {"dtype": str(code), "shape": list() as shape, "data_offsets": [int(start), int(end)]} if (
-            code in _DTYPES and all(type(side) is int and side >= 0 for side in shape) and 0 <= start <= end
+            code in _DTYPES and is_shape(shape) and 0 <= start <= end
         ):
             dtype = _DTYPES[code]
         case _:

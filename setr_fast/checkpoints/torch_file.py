@@ -17,7 +17,8 @@ from torch import Tensor
 
 from setr_fast.checkpoints.archive import STORED, Entry
 from setr_fast.checkpoints.faults import Unusable, shortened
-from setr_fast.checkpoints.records import DTYPES, TORCH, Storages, is_tensor, read_array, to_tensor
+from setr_fast.checkpoints.reading import Reading
+from setr_fast.checkpoints.records import DTYPES, TORCH, Storages, is_tensor, to_tensor
 from setr_fast.checkpoints.unpickle import Buffer, Global, PersistentId, Span, read_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -28,6 +29,8 @@ _MAX_TEXT = 16 << 20
 WRAPPERS = ("state_dict", "model")
 Content = tuple[dict[str, Tensor], str, frozenset[str], dict[str, Any]]
 """Tensors, wrapper, the keys beside it, plain metadata."""
+Locate = Callable[[Any], tuple[int, int] | None]
+"""Key of a storage to where its bytes begin and how many there are."""
 
 
 def read_zip(file: BinaryIO, entries: dict[str, Entry]) -> Content:
@@ -58,7 +61,7 @@ def read_zip(file: BinaryIO, entries: dict[str, Entry]) -> Content:
         entry = entries.get(f"{root}data/{key}")
         return (entry.start, entry.length) if entry else None
 
-    return _content(tree, _reader(file, locate), file, data)
+    return _content(tree, locate, file, data)
 
 
 def read_legacy(file: BinaryIO) -> Content:
@@ -85,7 +88,7 @@ def read_legacy(file: BinaryIO) -> Content:
         tree, at = read_pickle(data, at, TORCH, note)
         keys, at = read_pickle(data, at, ())
         places = _legacy_places(keys, widths, data, at)
-        return _content(tree, _reader(file, places.get), file, data)
+        return _content(tree, places.get, file, data)
 
 
 def _legacy_places(keys: Any, widths: dict[Any, int], data: mmap.mmap, at: int) -> dict[Any, tuple[int, int]]:
@@ -103,7 +106,7 @@ def _legacy_places(keys: Any, widths: dict[Any, int], data: mmap.mmap, at: int) 
     return places
 
 
-def _reader(file: BinaryIO, locate: Callable[[Any], tuple[int, int] | None]) -> Storages:
+def _reader(reading: Reading, locate: Locate) -> Storages:
     """Return a function that reads storages, each once."""
     read: dict[Any, Tensor] = {}
 
@@ -113,7 +116,7 @@ def _reader(file: BinaryIO, locate: Callable[[Any], tuple[int, int] | None]) -> 
             if place is None or place[1] != count * dtype.itemsize:
                 got = "none of that name" if place is None else f"{place[1]} bytes"
                 raise Unusable(f"must hold storage {shortened(key)} of {count} elements of {dtype}, got {got}")
-            raw = read_array(file, place[0], (place[1],), np.dtype("u1"))
+            raw = reading.array(place[0], (place[1],), np.dtype("u1"))
             read[key] = torch.from_numpy(raw).view(dtype) if count else torch.empty(0, dtype=dtype)
         if read[key].dtype != dtype or len(read[key]) != count:
             raise Unusable(f"storage {shortened(key)} must have one type and size, got two")
@@ -122,7 +125,7 @@ def _reader(file: BinaryIO, locate: Callable[[Any], tuple[int, int] | None]) -> 
     return storage
 
 
-def _content(tree: Any, storages: Storages, file: BinaryIO, data: Buffer) -> Content:
+def _content(tree: Any, locate: Locate, file: BinaryIO, data: Buffer) -> Content:
     """Find the state dict in what was saved, and read its tensors alone."""
     if not isinstance(tree, dict):
         raise Unusable(f"must hold a dict of tensors, got a {type(tree).__name__}", "save the model's state_dict()")
@@ -132,7 +135,10 @@ def _content(tree: Any, storages: Storages, file: BinaryIO, data: Buffer) -> Con
     if len(named) != len(state) or not any(is_tensor(value) for value in named.values()):
         told = ", ".join(shortened(key, 30) for key in list(tree)[:5]) or "nothing"
         raise Unusable(f"must hold a dict of named tensors, got one with {told}", "save the model's state_dict()")
-    tensors = {name: to_tensor(name, value, storages, file, data) for name, value in named.items()}
+    reading = Reading(file)
+    storages = _reader(reading, locate)
+    tensors = {name: to_tensor(name, value, storages, reading, data) for name, value in named.items()}
+    reading.run()
     beside = frozenset(str(key) for key in tree if key != wrapper) if wrapper else frozenset[str]()
     meta: dict[str, Any] = {}
     if wrapper:

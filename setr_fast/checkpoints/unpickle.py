@@ -21,6 +21,7 @@ from setr_fast.checkpoints.faults import DISTRUST, Unusable, shortened
 _MAX_STEPS = 1_000_000  # the largest training checkpoints (weights, optimizer, logs) take a tenth of it
 _LONG = 1024  # bytes; shorter strings are read at once
 _LONG_TEXT = 1 << 20
+_KEY_PARTS = 8  # of a tuple that is a key
 _MARK = object()
 Buffer = bytes | memoryview | mmap
 _DICTS = {("collections", "OrderedDict"), ("collections", "defaultdict"), ("builtins", "dict"), ("__builtin__", "dict")}
@@ -37,13 +38,16 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Call:
     """A call that the pickle asks for and nobody makes, with the state it wants to set on the result."""
 
     function: Global
     args: tuple[Any, ...]
     state: Any = None
+
+    def __repr__(self) -> str:
+        return f"a call of {self.function}"  # its arguments may be endless
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,14 @@ class Span:
     text: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PersistentId:
     """A reference to something outside the pickle (torch: a storage)."""
 
     value: Any
+
+    def __repr__(self) -> str:
+        return f"a reference to {shortened(self.value)}"
 
 
 def read_pickle(
@@ -91,6 +98,7 @@ class _Machine:
         self.persistent_id = persistent_id
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def run(self) -> Any:
         for _ in range(_MAX_STEPS):
@@ -150,7 +158,9 @@ class _Machine:
         return items
 
     def name(self, module: Any, name: Any) -> Global:
-        found = Global(str(module), str(name))
+        if type(module) is not str or type(name) is not str:
+            raise TypeError("a name that is no text")
+        found = Global(module, name)
         if found not in self.admitted:
             told = shortened(found)
             raise Unusable(f"its pickle must hold only tensors and plain values, got a reference to {told}", DISTRUST)
@@ -166,8 +176,12 @@ class _Machine:
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise Unusable("its pickle must call names with arguments, got something else", DISTRUST)
         if (function.module, function.name) in _DICTS:
-            pairs = args[0] if args and isinstance(args[0], (list, dict)) else ()
-            self.push(dict(pairs))
+            given = args[0] if args and isinstance(args[0], (list, dict)) else []
+            self.copied += len(given)
+            if self.copied > _MAX_STEPS:
+                raise Unusable(f"its dicts must be made of at most {_MAX_STEPS} entries, got more", DISTRUST)
+            pairs = given.items() if isinstance(given, dict) else (_two(pair) for pair in given)
+            self.push({_key(key): value for key, value in pairs})
         else:
             self.push(Call(function, args))
 
@@ -199,7 +213,7 @@ class _Machine:
         target.update(_pairs(items))
 
     def add_items(self) -> None:
-        items = self.marked()
+        items = [_key(item) for item in self.marked()]
         self.stack[-1].update(items)
 
     def get(self, index: int) -> None:
@@ -228,7 +242,21 @@ class _Machine:
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
+    return dict(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+
+def _two(pair: Any) -> Any:
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise TypeError("an entry that is no pair")
+    return pair
+
+
+def _key(value: Any) -> Any:
+    """Return a key of a dict or set that may be hashed: Python does it by recursion, in time without bound."""
+    parts = value if isinstance(value, tuple) and len(value) <= _KEY_PARTS else (value,)
+    if not all(part is None or isinstance(part, (str, bytes, int, float, Global, Span)) for part in parts):
+        raise TypeError("a key that is no plain value")
+    return value
 
 
 def _long(m: _Machine, layout: str) -> int:
@@ -276,7 +304,7 @@ _STEPS: dict[int, Callable[[_Machine], Any]] = {
         "\x85": lambda m: m.top(1),
         "\x86": lambda m: m.top(2),
         "\x87": lambda m: m.top(3),
-        "\x91": lambda m: m.push(frozenset(m.marked())),
+        "\x91": lambda m: m.push(frozenset(map(_key, m.marked()))),
         "a": lambda m: m.append([m.stack.pop()]),
         "e": lambda m: m.append(m.marked()),
         "s": lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),

@@ -215,3 +215,27 @@ def test_a_config_that_is_no_text_is_one_line(tmp_path: Path) -> None:
             find_config(_source(tmp_path))
         assert "\n" not in str(caught.value)
         path.unlink()
+
+
+def test_configs_that_inherit_twice_over_and_over_end(tmp_path: Path) -> None:
+    for number in range(31):
+        following = f"c{number + 1}.yml"
+        (tmp_path / f"c{number}.yml").write_text(f"_base_: [{following}, {following}]\nMODEL: {{}}\n")
+    (tmp_path / "c31.yml").write_text("MODEL: {}\n")
+    with pytest.raises(CheckpointError, match="must inherit from fewer than 32 files, got more"):
+        read_config(tmp_path / "c0.yml")
+
+
+def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 !!python/tuple [x]"]
+    lines += [f"a{i}: &a{i} !!python/tuple [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
+    (tmp_path / "variant.yml").write_text("\n".join([*lines, "net_kwargs: {? *a59 : 1}"]))
+    with pytest.raises(CheckpointError, match="a key that is no plain value"):
+        read_config(tmp_path / "variant.yml")
+
+
+def test_a_mark_that_editors_leave_at_the_start_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "c.py").write_text("model = dict(backbone=dict(), decode_head=dict())", encoding="utf-8-sig")
+    found = read_config(tmp_path / "c.py")
+    assert found is not None
+    assert found.form == "mmseg"
