@@ -37,6 +37,8 @@ class PlanArguments:
     """As --train.accumulate."""
     ema: bool = False
     """The run averages its weights."""
+    optim: Literal["adamw", "sgd"] = "adamw"
+    """As --optim.name of train."""
 
 
 def run(argv: list[str]) -> int:
@@ -57,6 +59,7 @@ def run(argv: list[str]) -> int:
         fsdp=a.fsdp,
         replicas=a.replicas,
         reshard=a.reshard,
+        optimizer=a.optim,
         config=config,
     )
     return EXIT_OK if fitting else EXIT_ENVIRONMENT

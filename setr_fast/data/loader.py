@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import multiprocessing.forkserver
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -188,6 +189,19 @@ def _unchanged(batch: Any) -> Any:
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: it ends its workers after its checkpoint
     torch.set_num_threads(1)  # the processes are the parallelism
+    threading.Thread(target=_end_with_trainer, name="end with trainer", daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """End this worker when its trainer has been killed.
+
+    torch's own watch looks whether the parent has changed: that is the server process, which lives as long as any of
+    its workers does. Each kept the other, and a few hundred megabytes, for ever.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 def _start_method() -> str:

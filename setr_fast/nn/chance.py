@@ -19,6 +19,7 @@ from torch import Tensor
 # odd numbers that keep place and position apart.
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 _PLACE, _POSITION = 0x9E3779B97F4A7C15 - 2**64, 0xD6E8FEB86659FD93 - 2**64
+_PART = 2**18  # values that are drawn at once: 2 MiB a temporary
 
 _places: Tensor | None = None
 
@@ -66,17 +67,27 @@ def keep(shape: torch.Size | tuple[int, ...], rate: float, device: torch.device)
     return _kept(key, _places, count, round(rate * 2**24)).view(shape)
 
 
+def kept_values(key: Tensor, places_B: Tensor, count: int, least: int) -> Tensor:
+    """Return which of ``count`` values of each sample are kept. Shapes: key [], places [B] -> bool [B, count].
+
+    Many values are worked through in parts: each takes sixteen bytes meanwhile, for the one that is returned.
+    """
+    step_n = torch.arange(count, dtype=torch.int64, device=places_B.device).mul_(_POSITION)
+    starts_B = key + places_B * _PLACE
+    rows = max(1, _PART // max(1, count))
+    kept_Bn = torch.empty(len(places_B), count, dtype=torch.bool, device=places_B.device)
+    for first in range(0, len(places_B), rows):
+        x_bn = starts_B[first : first + rows, None] ^ step_n
+        x_bn.bitwise_xor_(_shifted(x_bn, 30)).mul_(_MIX_1)
+        x_bn.bitwise_xor_(_shifted(x_bn, 27)).mul_(_MIX_2)
+        x_bn.bitwise_xor_(_shifted(x_bn, 31))
+        kept_Bn[first : first + rows] = _shifted(x_bn, 40) >= least  # the top 24 bits
+    return kept_Bn
+
+
 # One operator to torch.compile: with the C++ that Inductor (torch 2.13) makes of these comparisons of 64-bit numbers,
 # training with dropout on a CPU ended in a segmentation fault.
-@torch.library.custom_op("setr_fast::chance_kept", mutates_args=())
-def _kept(key: Tensor, places_B: Tensor, count: int, least: int) -> Tensor:
-    """Return which of ``count`` values of each sample are kept. Shapes: key [], places [B] -> bool [B, count]."""
-    positions_n = torch.arange(count, dtype=torch.int64, device=places_B.device)
-    x_Bn = (key + places_B * _PLACE)[:, None] ^ (positions_n * _POSITION)[None]
-    x_Bn = (x_Bn ^ _shifted(x_Bn, 30)) * _MIX_1
-    x_Bn = (x_Bn ^ _shifted(x_Bn, 27)) * _MIX_2
-    top_24_bits = _shifted(x_Bn ^ _shifted(x_Bn, 31), 40)
-    return top_24_bits >= least
+_kept = torch.library.custom_op("setr_fast::chance_kept", kept_values, mutates_args=())
 
 
 @_kept.register_fake
@@ -86,4 +97,4 @@ def _kept_fake(key: Tensor, places_B: Tensor, count: int, least: int) -> Tensor:
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
     """Shift right without copying the sign bit."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)

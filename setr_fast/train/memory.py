@@ -121,6 +121,9 @@ class _Watch(TorchDispatchMode):
         self._storages: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.setr_fast.chance_kept.default:  # it needs more meanwhile than it returns
+            with self:
+                return chance.kept_values(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         tensors_in: list[Tensor] = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         tensors_out: list[Tensor] = [t for t in tree_leaves(out) if isinstance(t, Tensor)]

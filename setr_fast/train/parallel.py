@@ -43,9 +43,16 @@ KEPT = (
 class LossModule(nn.Module):
     """The loss as a forward pass, which is what DistributedDataParallel and autocast wrap."""
 
-    def __init__(self, model: SegmentationModel, criterion: Criterion = upsample_cross_entropy) -> None:
+    def __init__(
+        self,
+        model: SegmentationModel,
+        criterion: Criterion = upsample_cross_entropy,
+        *,
+        keeps_blocks: bool = False,
+    ) -> None:
+        """``keeps_blocks``: sharded blocks stay gathered from their first use in a step to their last."""
         super().__init__()
-        self.model, self.criterion = model, criterion
+        self.model, self.criterion, self.keeps_blocks = model, criterion, keeps_blocks
 
     def forward(self, image_B3HW: Tensor, label_BHW: Tensor) -> tuple[Tensor, Tensor]:
         loss, accuracy = self.model.loss_and_accuracy(image_B3HW, label_BHW, self.criterion)
@@ -75,7 +82,7 @@ def spread(
             block.forward = forward
     if fsdp:
         _shard(model, ranks, parallel, bf16=bf16)
-        return LossModule(model, criterion)
+        return LossModule(model, criterion, keeps_blocks=parallel.reshard == "never")
     loss = LossModule(model, criterion)
     if ranks.world_size == 1:
         return loss
@@ -119,16 +126,21 @@ def _shard(model: SegmentationModel, ranks: Ranks, parallel: ParallelConfig, *, 
         chosen = blocks[first : first + parallel.group]
         fully_shard(chosen, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    for method in ("loss", "loss_and_accuracy", "logits", "all_logits"):
+    # None of these calls another: the inner one's end would free the root's weights, to be gathered again.
+    for method in ("loss_and_accuracy", "logits"):
         register_fsdp_forward_method(model, method)
 
 
 def synchronise_gradients(module: nn.Module, wanted: bool) -> None:
-    """Reduce gradients over the processes in the next backward pass, or only add them up here."""
+    """Reduce gradients over the processes in the next backward pass, or only add them up here.
+
+    Weights that stay gathered for the backward pass then stay for the next part of the batch, too.
+    """
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = wanted
     elif isinstance(module, LossModule) and isinstance(module.model, FSDPModule):
         module.model.set_requires_gradient_sync(wanted)
+        module.model.set_reshard_after_backward(wanted, recurse=module.keeps_blocks)
 
 
 @torch.no_grad()

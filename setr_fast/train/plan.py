@@ -16,7 +16,8 @@ from setr_fast.train.memory import Profile, profile_step
 from setr_fast.train.options import TrainConfig
 from setr_fast.train.process import resident_after_a_small_step
 
-# What libraries of a CPU hold beside tensors: packed weights and work areas (measured; docs/training.md).
+# What a run on a CPU holds beside tensors and a small step's process: validation and saving (20 MiB), packed weights,
+# work areas, small blocks between large ones (the rest; fitted, docs/training.md has the runs).
 LIBRARIES = 65 * 2**20
 SPARE = 0.08  # part of the memory that the allocator, the libraries and the display keep for themselves
 
@@ -75,6 +76,7 @@ def make_plan(spec: ModelSpec, config: TrainConfig, layout: Layout, device: Devi
         gathered = 4 * 25 * 2**18  # DDP's first bucket; its gradients live in the buckets
     parts = {
         "parameters": wide,
+        "validated": 4 * weights if layout.shards > 1 or layout.averaged else 0,  # a whole model of its own
         "gathered": gathered,
         "gradients": wide,
         "optimiser": (2 if layout.adam else 1) * wide + (wide if layout.averaged else 0),
@@ -84,15 +86,18 @@ def make_plan(spec: ModelSpec, config: TrainConfig, layout: Layout, device: Devi
     busy = parts["activations"] + parts["logits"]
     if config.accumulate == 1:  # when most activations are there, no gradient is yet
         parts["gradients"] = max(0, wide - busy)
+    else:  # sums of the parts are sharded when they are reduced, after the last one
+        parts["gradients"] = 4 * weights
     if device.name == "cpu":
         copies = (2 if layout.adam else 1) + (1 if layout.averaged else 0)
-        grown = extent(own.blocks, [4 * size for size in each], [4 * size for size in each] * copies)
+        models = 2 if parts["validated"] else 1
+        grown = extent(own.blocks, [4 * size for size in each] * models, [4 * size for size in each] * copies)
         parts["allocator"] = LIBRARIES + max(0, grown - sum(parts.values()))
         parts["checkpoint"] = wide * (1 + copies)  # copied before they are written
         parts["process"] = resident_after_a_small_step()
     else:  # the optimiser's step over many tensors at once makes a copy of the gradients' size
         parts["gradients"] = max(parts["gradients"], 2 * wide - busy)
-    sent, seconds = _communication(weights, blocks, layout, device)
+    sent, seconds = communication(weights, blocks, layout, device, config.accumulate)
     return Plan(parts, _compute(own, device), sent, seconds)
 
 
@@ -154,10 +159,11 @@ def _compute(profile: Profile, device: Device) -> float:
     return profile.seconds(lambda half: rates[half], device.bandwidth * 0.8)
 
 
-def _communication(weights: int, blocks: int, layout: Layout, device: Device) -> tuple[int, float]:
+def communication(weights: int, blocks: int, layout: Layout, device: Device, accumulate: int) -> tuple[int, float]:
     """Return the bytes that each GPU sends in a step and the seconds that takes.
 
     Ring algorithms: gathering or scattering N bytes over S GPUs sends N (S - 1) / S from each; an all-reduce does both.
+    Blocks that are freed after use are gathered twice for each part of the batch, everything else once a step.
     """
     if layout.gpus == 1:
         return 0, 0.0
@@ -169,7 +175,7 @@ def _communication(weights: int, blocks: int, layout: Layout, device: Device) ->
         return int(sent), sent / speed
     share = (layout.shards - 1) / layout.shards
     width = 2 if layout.bf16 else 4
-    gathered = (2 if layout.always else 1) * width * blocks + 4 * (weights - blocks)
+    gathered = (2 * accumulate if layout.always else 1) * width * blocks + 4 * (weights - blocks)
     inside = (gathered + 4 * weights) * share
     copies = layout.gpus // layout.shards
     between = 2 * 4 * weights / layout.shards * (copies - 1) / copies

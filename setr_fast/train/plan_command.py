@@ -23,6 +23,7 @@ def plan_command(
     fsdp: bool,
     replicas: int,
     reshard: str,
+    optimizer: str,
     config: TrainConfig,
 ) -> bool:
     """Print the plan of a training and, where it does not fit, what makes it fit; return whether it does.
@@ -41,6 +42,7 @@ def plan_command(
         always=reshard == "always",
         bf16=precision == "bf16",
         averaged=config.ema > 0,
+        adam=optimizer == "adamw",
     )
     plan = make_plan(spec, config, layout, device)
     print("\n".join(_lines(spec, batch, layout, device, plan)))

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,38 @@ def test_killed_worker_is_reported_in_one_line(attempt: int) -> None:
     with pytest.raises(SetrFastError, match=r"a worker process ended.*--data\.workers") as caught:
         list(batches)
     assert "\n" not in str(caught.value)
+
+
+def _train_until_killed(told: Any) -> None:
+    batches = _batches(0, 2000, workers=1)
+    next(batches)
+    told.send([child.pid for child in multiprocessing.active_children()])
+    signal.pause()
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_workers_of_a_killed_trainer_end() -> None:
+    """Their parent is the server process, which does not end before they do."""
+    context = multiprocessing.get_context("forkserver")
+    told, tell = context.Pipe(duplex=False)
+    trainer = context.Process(target=_train_until_killed, args=(tell,))
+    trainer.start()
+    assert told.poll(150)
+    (worker,) = told.recv()
+    assert _is_there(worker)
+    trainer.kill()
+    trainer.join()
+    deadline = time.monotonic() + 20
+    while _is_there(worker):
+        assert time.monotonic() < deadline, "a worker outlived its trainer"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

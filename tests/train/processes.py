@@ -40,7 +40,7 @@ def start(world_size: int, config: Config, log: Path, before: Callable[[], None]
     return ranks
 
 
-def wait(ranks: list[BaseProcess], seconds: float = 120.0) -> list[int]:
+def wait(ranks: list[BaseProcess], seconds: float = 300.0) -> list[int]:
     """Wait for the ranks and return their exit codes; those that are still there at the end are killed."""
     deadline = time.monotonic() + seconds
     for process in ranks:
@@ -60,7 +60,9 @@ def run_ranks(world_size: int, config: Config, log: Path, **options: Any) -> Non
 
 
 def hosts_of_two() -> None:
-    """Have four ranks believe that they are on two hosts, and say how their weights are spread."""
+    """Have four ranks believe that they are on two hosts, and say how their weights are spread and gathered."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+
     from setr_fast.train import parallel
 
     os.environ["LOCAL_WORLD_SIZE"] = "2"
@@ -70,7 +72,14 @@ def hosts_of_two() -> None:
         print("spread over", tuple(options["mesh"].shape), options["reshard_after_forward"], flush=True)
         return shard(module, **options)
 
+    gather = _fsdp_param_group.foreach_all_gather
+
+    def counted(*args: Any, **options: Any) -> Any:
+        print("weights are gathered", flush=True)
+        return gather(*args, **options)
+
     parallel.fully_shard = told  # type: ignore[assignment]
+    _fsdp_param_group.foreach_all_gather = counted
 
 
 def _rank(rank: int, world_size: int, port: int, config: Config, log: str, before: Callable[[], None] | None) -> None:

@@ -56,11 +56,14 @@ def test_everything_at_once_takes_the_steps_of_one_plain_process(tiny: Make, tmp
 
 
 def test_a_copy_per_host_takes_the_steps_of_one_process(tiny: Make, tmp_path: Path) -> None:
-    plain = tiny("plain", steps=3, validate_every=3)
+    options: dict[str, Any] = {"steps": 3, "validate_every": 3, "batch_size": 8, "accumulate": 2}
+    plain = tiny("plain", **options)
     run(plain, [])
-    config = replace(tiny("hosts", steps=3, validate_every=3, fsdp=True), parallel=ParallelConfig(replicas=0))
+    config = replace(tiny("hosts", fsdp=True, **options), parallel=ParallelConfig(replicas=0))
     run_ranks(4, config, tmp_path / "log", before=hosts_of_two)
-    assert (tmp_path / "log" / "3").read_text().count("spread over (2, 2) False") >= 4, "each block"
+    said = (tmp_path / "log" / "3").read_text()
+    assert said.count("spread over (2, 2) False") >= 4, "each block"
+    assert said.count("weights are gathered") == 3 * (4 + 1), "once a step: four blocks and the root, for both parts"
     assert _losses(config) == pytest.approx(_losses(plain), rel=1e-5)
 
 

@@ -61,16 +61,15 @@ print(resident("VmHWM") - before)
 MODES: list[dict[str, object]] = [{}, {"recompute": "selective"}, {"recompute": "full"}]
 MODES.append({"recompute": "full", "accumulate": 2})
 HEADS = ["setr_naive_vit_s16", "setr_pup_vit_s16", "setr_mla_vit_s16", "segmenter_mask_vit_s16"]
-USUAL = [("setr_pup_vit_s16", MODES[0]), ("segmenter_mask_vit_s16", MODES[3])]
 BOUNDS = dict.fromkeys(HEADS, 0.10) | {"segmenter_mask_vit_s16": 0.16}  # docs/training.md says why
-REST = [(name, mode) for name in HEADS for mode in MODES if (name, mode) not in USUAL]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures with Linux's /proc")
-@pytest.mark.parametrize(("name", "options"), [*USUAL, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)])
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("options", MODES)
 def test_memory_is_near_what_is_measured(name: str, options: dict[str, object]) -> None:
-    if (name, options) in REST and "slow" not in os.environ.get("SETR_FAST_TESTS", ""):
-        pytest.skip("fourteen more models take minutes; SETR_FAST_TESTS=slow runs them")
+    """What the steps add; ``test_plan_of_runs`` compares runs as a whole."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MEASURE, name, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
@@ -86,7 +85,10 @@ def test_a_plan_for_a_cpu_counts_the_process_and_the_copies_that_are_saved() -> 
     parts = plan.make_plan(spec, TrainConfig(), ALONE, CPU).parts
     weights = parts["optimiser"] // 2
     assert parts["checkpoint"] == 3 * weights, "weights and AdamW's two"
-    assert plan.make_plan(spec, TrainConfig(), replace(ALONE, averaged=True), CPU).parts["checkpoint"] == 4 * weights
+    averaged = plan.make_plan(spec, TrainConfig(), replace(ALONE, averaged=True), CPU).parts
+    assert averaged["checkpoint"] == 4 * weights
+    assert averaged["validated"] == weights, "the averages are validated in a model of their own"
+    assert parts["validated"] == 0
     assert plan.make_plan(spec, TrainConfig(), replace(ALONE, adam=False), CPU).parts["checkpoint"] == 2 * weights
     assert 2**27 < parts["process"] < 2**33, "torch alone takes a few hundred megabytes"
     assert "process" not in plan.make_plan(spec, TrainConfig(), ALONE, DEVICES[0]).parts
@@ -171,8 +173,32 @@ def test_what_options_do_to_memory() -> None:
     shards = plan.make_plan(spec, TrainConfig(), replace(ALONE, batch=32, gpus=8, shards=8), DEVICES[0])
     assert shards.parts["optimiser"] == pytest.approx(base.parts["optimiser"] / 8, rel=1e-3)
     assert shards.parts["activations"] == base.parts["activations"]
+    assert shards.parts["validated"] == base.parts["parameters"], "validated whole, on every GPU"
+    added = replace(ALONE, batch=32, gpus=8, shards=8)
+    parts = plan.make_plan(spec, TrainConfig(accumulate=2), added, DEVICES[0]).parts
+    assert parts["gradients"] == base.parts["parameters"], "sums of parts are whole until they are reduced"
     average = plan.make_plan(spec, TrainConfig(), replace(ALONE, averaged=True), DEVICES[0])
     assert average.parts["optimiser"] == 1.5 * base.parts["optimiser"]
+
+
+def test_what_each_gpu_sends_by_hand() -> None:
+    """A hundred weights, sixty of them in blocks, over four GPUs: three quarters of everything go over a ring."""
+    gpu = Device("card", GIB, 1.0, 1.0, 1.0, link=1.0, network=1.0)
+    flat = Layout(batch=4, gpus=4, shards=4, per_host=8, always=False, bf16=True, averaged=False)
+    always, replicas = replace(flat, always=True), replace(flat, shards=1)
+    gathered_once, root, reduced = 2 * 60, 4 * 40, 4 * 100
+
+    def sent(layout: Layout, accumulate: int) -> int:
+        return plan.communication(100, 60, layout, gpu, accumulate)[0]
+
+    for parts in (1, 2):
+        assert sent(flat, parts) == (gathered_once + root + reduced) * 3 // 4
+        assert sent(replicas, parts) == 2 * 400 * 3 // 4
+    assert sent(always, 1) == (2 * gathered_once + root + reduced) * 3 // 4
+    assert sent(always, 2) == (4 * gathered_once + root + reduced) * 3 // 4
+    hosts = replace(flat, gpus=8, shards=4)
+    assert sent(hosts, 1) == (gathered_once + root + reduced) * 3 // 4 + 2 * 4 * (100 // 4) // 2
+    assert sent(replace(flat, gpus=1, shards=1), 1) == 0
 
 
 def test_communication_of_a_thousand_gpus() -> None:
