@@ -144,6 +144,26 @@ def test_what_is_no_film_leaves_nothing_half_done(make_model, make_picture, tmp_
     assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "a_overlay.jpg"]
 
 
+def test_a_film_that_ends_before_its_own_length_is_refused(make_model, tmp_path, capsys):
+    """A reader of Matroska takes the end of the file for the end of the film."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "film.mkv"), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=5)
+        pictures.width, pictures.height, pictures.pix_fmt, pictures.gop_size = 64, 48, "yuv420p", 1
+        noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
+        for frame in noise:
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(pictures.encode())
+    whole = (tmp_path / "film.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="1 of 2"):
+        predict_files(make_model(), [tmp_path / "cut.mkv", tmp_path / "film.mkv"], tmp_path / "out", INFERENCE)
+    assert "of 4.0 seconds; copy the file again" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path / "out")) == ["film_frames", "film_overlay.mp4"]
+    assert len(os.listdir(tmp_path / "out" / "film_frames")) == 21
+
+
 def test_interrupted_it_stops_at_once_and_leaves_whole_files(make_model, make_picture, tmp_path, monkeypatch):
     files = [tmp_path / f"{index}.png" for index in range(30)]
     for path in files:
