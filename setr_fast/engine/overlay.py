@@ -53,7 +53,8 @@ def overlay(
     for top in range(0, image.shape[0], _ROWS):
         part, below = classes[top : top + _ROWS], image[top : top + _ROWS]
         # Pillow's look-up and mixing take a sixth of NumPy's time, and let other threads run.
-        mixed[top : top + _ROWS] = Image.blend(Image.fromarray(below), _coloured(part, palette), alpha)
+        blend = Image.blend(Image.fromarray(below), _coloured(part, palette), alpha)
+        mixed[top : top + _ROWS] = np.asarray(blend)
         if not known:
             mixed[top : top + _ROWS] = np.where((part < len(palette))[..., None], mixed[top : top + _ROWS], below)
     return mixed

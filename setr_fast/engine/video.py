@@ -23,7 +23,7 @@ from setr_fast.errors import BackendError, DataError
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"})
 _CODECS = ("libx264", "mpeg4")
 """The first that this build of PyAV has."""
-_MISSING_SECONDS, _MISSING_SHARE = 1, Fraction(1, 20)
+_MISSING_SECONDS, _MISSING_SHARE = 1.0, 0.05
 """What may be missing at the end, the larger of both: the last frame may be shown for long, the length be a guess."""
 _TICKS = Fraction(1, 90_000)
 """Unit of times where a stream has none: MPEG's clock."""
@@ -84,9 +84,9 @@ def frames(path: Path) -> Iterator[Frame]:
                 yield Frame(pixels, time, unit)
                 count, last = count + 1, time
             if last is not None and promised is not None:
-                shown = (last - (getattr(stream, "start_time", None) or 0) + step) * unit
+                shown = float((last - (getattr(stream, "start_time", None) or 0) + step) * unit)
                 if promised - shown > max(_MISSING_SECONDS, _MISSING_SHARE * promised):
-                    got = f"{float(shown):.1f} of {float(promised):.1f} seconds"
+                    got = f"{shown:.1f} of {promised:.1f} seconds"
                     raise DataError(f"{path}: must be a complete video, got {got}; copy the file again")
     except (av.FFmpegError, ValueError, IndexError) as error:
         if isinstance(error, DataError):
@@ -99,12 +99,12 @@ def frames(path: Path) -> Iterator[Frame]:
         raise DataError(f"{path}: must hold at least one frame, got none; copy the file again")
 
 
-def _promised(container: Any, stream: Any) -> Fraction | None:
+def _promised(container: Any, stream: Any) -> float | None:
     """Return how many seconds of pictures the file says that it holds, if it says so of these alone."""
     if (ticks := getattr(stream, "duration", None)) is not None:
-        return Fraction(ticks) * Fraction(stream.time_base)
+        return float(Fraction(ticks) * Fraction(stream.time_base))
     if (whole := getattr(container, "duration", None)) is not None and len(container.streams) == 1:
-        return Fraction(whole, 1_000_000)
+        return float(whole) / 1e6
     return None
 
 
