@@ -26,8 +26,9 @@ class PredictArguments:
     inference: Annotated[InferenceConfig, tyro.conf.arg(name="")] = field(default_factory=InferenceConfig)
     device: str | None = None
     """cpu, cuda or cuda:N; none: the first GPU, else the CPU."""
-    overlay: Literal["png", "jpg", "none"] = "png"
-    """Format of the pictures with their classes laid over; jpg is written faster; none: class maps only."""
+    overlay: Literal["png", "jpg", "none"] = "jpg"
+    """Format of the pictures with their classes laid over; png: without loss, takes ten times as long to write; none:
+    class maps only."""
     extra: Path | None = None
     """Folder with each picture's further channels under its stem, for models of more than three."""
 

@@ -42,11 +42,11 @@ def predict_command(
     inference: InferenceConfig,
     *,
     device: str | None = None,
-    overlays: Overlay = "png",
+    overlays: Overlay = "jpg",
     extra: Path | None = None,
     extra_range: tuple[float, float] | None = None,
 ) -> None:
-    """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.png`` for each input.
+    """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.jpg`` for each input.
 
     Inputs are pictures, folders of them, and videos: ``<stem>_frames/<number>.png``, ``<stem>_frames/times.csv`` and
     ``<stem>_overlay.mp4``. One that cannot be read is named on stderr, and the others are carried on with. ``extra``:
@@ -72,7 +72,7 @@ def predict_files(
     extra: Path | None = None,
     extra_range: tuple[float, float] | None = None,
     *,
-    overlays: Overlay = "png",
+    overlays: Overlay = "jpg",
 ) -> None:
     """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
     spec: Any = model.spec

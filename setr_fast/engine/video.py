@@ -23,6 +23,8 @@ from setr_fast.errors import BackendError, DataError
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"})
 _CODECS = ("libx264", "mpeg4")
 """The first that this build of PyAV has."""
+_MISSING_SECONDS, _MISSING_SHARE = 1.0, 0.05
+"""What may be missing at the end, the larger of both: the last frame may be shown for long, the length be a guess."""
 _TICKS = Fraction(1, 90_000)
 """Unit of times where a stream has none: MPEG's clock."""
 
@@ -57,7 +59,8 @@ def frames(path: Path) -> Iterator[Frame]:
 
     Times are the stream's own, which need not be equally far apart; a frame without one, or with one that is not after
     its predecessor's, is shown one average frame later. The size may change between frames.
-    Raises: DataError if the file is no video, or breaks off.
+    Raises: DataError if the file is no video, or breaks off: by what it says of its own length, where a reader sees no
+    more than an end.
     """
     if not path.is_file():
         raise DataError(f"{path}: must exist, got no such file; check the name")
@@ -71,6 +74,7 @@ def frames(path: Path) -> Iterator[Frame]:
             stream.thread_type = "AUTO"
             unit = Fraction(getattr(stream, "time_base", None) or _TICKS)
             step = max(round(1 / (getattr(stream, "average_rate", None) or 25) / unit), 1)
+            promised = _promised(container, stream)
             for frame in container.decode(video=0):
                 time = getattr(frame, "pts", None)
                 if time is None or (last is not None and time <= last):
@@ -79,6 +83,11 @@ def frames(path: Path) -> Iterator[Frame]:
                 pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns % 4))
                 yield Frame(pixels, time, unit)
                 count, last = count + 1, time
+            if last is not None and promised is not None:
+                shown = float((last - (getattr(stream, "start_time", None) or 0) + step) * unit)
+                if promised - shown > max(_MISSING_SECONDS, _MISSING_SHARE * promised):
+                    got = f"{shown:.1f} of {promised:.1f} seconds"
+                    raise DataError(f"{path}: must be a complete video, got {got}; copy the file again")
     except (av.FFmpegError, ValueError, IndexError) as error:
         if isinstance(error, DataError):
             raise
@@ -88,6 +97,15 @@ def frames(path: Path) -> Iterator[Frame]:
         ) from None
     if count == 0:
         raise DataError(f"{path}: must hold at least one frame, got none; copy the file again")
+
+
+def _promised(container: Any, stream: Any) -> float | None:
+    """Return how many seconds of pictures the file says that it holds, if it says so of these alone."""
+    if (ticks := getattr(stream, "duration", None)) is not None:
+        return float(Fraction(ticks) * Fraction(stream.time_base))
+    if (whole := getattr(container, "duration", None)) is not None and len(container.streams) == 1:
+        return float(whole) / 1e6
+    return None
 
 
 class Writer:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from setr_fast import ops
 from setr_fast.ops.attention_bytes import ZERO, serves
-from setr_fast.precision.linears import ByteRange, Int8Linear
+from setr_fast.precision.linears import Int8Linear
 
 _HALF = 127  # steps from zero to the end of a channel's range
 
@@ -21,19 +21,20 @@ class ByteAttention(nn.Module):
     keys are only ever multiplied, so the two share their outliers; their steps are the same for a whole head.
     """
 
-    def __init__(self, qkv: Int8Linear, num_heads: int, reach: Tensor, outputs: ByteRange) -> None:
-        """``reach`` [3 * M * E]: largest magnitude of each output of ``qkv``; ``outputs``: the bytes behind."""
+    def __init__(self, qkv: Int8Linear, num_heads: int, reach: Tensor, behind: Int8Linear) -> None:
+        """``reach`` [3 * M * E]: largest magnitude of each output of ``qkv``; ``behind``: what takes the bytes."""
         super().__init__()
         q_ME, k_ME, v_ME = reach.clamp_min(1e-6).view(3, num_heads, -1).unbind(0)
         both_ME = (q_ME * k_ME).sqrt()
         of_head_M1 = both_ME.amax(-1, keepdim=True)
         step = torch.stack((q_ME / both_ME * of_head_M1, k_ME / both_ME * of_head_M1, v_ME)) / _HALF
-        self.num_heads, self.inputs, self.outputs = num_heads, qkv.inputs, outputs
+        self.num_heads, self.inputs, self.outputs = num_heads, qkv.inputs, behind.inputs
         self.weight, self.zeros = qkv.weight, qkv.zeros
         self.scale = qkv.scale / step.flatten()
-        self.bias = None if qkv.bias is None else qkv.bias / step.flatten()
+        self.bias = qkv.bias / step.flatten()
         self.score_factor = (of_head_M1[:, 0] / _HALF).square() * (q_ME.shape[1] ** -0.5 * math.log2(math.e))
-        self.value_factor = v_ME / _HALF / outputs.scale
+        v_ME = v_ME if behind.smooth is None else v_ME / behind.smooth.view_as(v_ME)
+        self.value_factor = v_ME / _HALF / behind.inputs.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the heads' values as bytes. Shapes: uint8 [B, N, D] -> uint8 [B, N, M * E]."""
@@ -53,4 +54,4 @@ def heads_of_bytes(qkv: nn.Module, num_heads: int, answer: Tensor, behind: nn.Mo
         return None
     if not serves(answer.shape[-1] // (3 * num_heads)):
         return None
-    return ByteAttention(qkv, num_heads, answer.flatten(0, -2).abs().amax(0), behind.inputs)
+    return ByteAttention(qkv, num_heads, answer.flatten(0, -2).abs().amax(0), behind)

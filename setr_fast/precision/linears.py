@@ -73,29 +73,42 @@ class HalfLinear(nn.Module):
         return y if onto is None else onto.add_(y)
 
 
+def smoothing(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Return what to divide each input channel of a product by, so that channel and weight share the outliers.
+
+    Shapes: inputs [..., K], weight [M, K] -> [K].
+    Source: Xiao et al. 2022, arXiv 2211.10438.
+    """
+    reach = inputs.flatten(0, -2).abs().amax(0).clamp_min(1e-5)
+    of_weight = weight.detach().abs().amax(0).clamp_min(1e-5)
+    smooth = (reach / of_weight).sqrt_()
+    return smooth / smooth.log().mean().exp()
+
+
 class Int8Linear(nn.Module):
     """Bytes times signed bytes in oneDNN, summed in 32 bits; activations by one range, weights by one per output.
 
-    ``smooth`` [K] is what the input was divided by before it came (the norm in front does that): the weight is
-    multiplied by it, so that outlying channels do not spend everybody's levels.
-    Source: Xiao et al. 2022, arXiv 2211.10438 (smoothing).
+    ``smooth`` [K]: bytes that come in are of the input divided by this, the weight is multiplied by it. Numbers that
+    come in are as the layer itself takes them.
     """
 
     def __init__(self, layer: nn.Linear, inputs: ByteRange, smooth: Tensor | None = None) -> None:
         super().__init__()
         weight = layer.weight.detach().float()
         weight = weight if smooth is None else weight * smooth
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().float()
         scale = (weight.abs().amax(1) / 127).clamp_min(1e-12)
-        whole = (weight / scale[:, None]).round_().to(torch.int8)
-        self.inputs = inputs
+        whole = (weight / scale[:, None]).round_()
+        self.inputs, self.smooth = inputs, smooth
         self.outputs: ByteRange | None = None  # set: what follows takes bytes of this range
-        self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
+        self.weight = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), None)
         self.scale = scale
         self.zeros = torch.zeros(len(scale), dtype=torch.int64)
-        self.bias = None if layer.bias is None else layer.bias.detach().float()
+        self.bias = bias
 
     def forward(self, x: Tensor, *, gelu: bool = False, onto: Tensor | None = None) -> Tensor:
         if x.dtype is not torch.uint8:
+            x = x if self.smooth is None else x / self.smooth
             x = ops.to_bytes(x, self.inputs.scale, self.inputs.zero, self.inputs.levels)
         known = (x, self.inputs.scale, self.inputs.zero, self.weight, self.scale, self.zeros)
         if onto is not None:

@@ -1,14 +1,14 @@
 """A model whose blocks multiply 8-bit numbers, made from calibration windows, with a report on every layer.
 
-One pass in float32 goes block by block: the range of each layer's input is taken, the layer is rounded, and both
-answers to the same input are compared. Then the whole model is compared with itself: the layers that are worst go back
-to wider numbers, twice as many each time, until the classes agree.
+One pass in float32, of the windows and a negative, goes block by block: the range of each layer's input is taken, the
+layer is rounded, and both answers to the same input are compared. Then the whole model is compared with itself: the
+layers that are worst go back to wider numbers, as many as the classes need to agree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,15 +22,24 @@ from setr_fast.nn.block import Block
 from setr_fast.ops.upsample_argmax import upsample_argmax
 from setr_fast.precision.block import LAYERS, InferenceBlock, Norm, layer_of, norm_of, steps
 from setr_fast.precision.heads import ByteAttention, heads_of_bytes
-from setr_fast.precision.linears import ByteRange, Fp8Linear, HalfLinear, Int8Linear, PlainLinear, byte_levels
+from setr_fast.precision.linears import (
+    ByteRange,
+    Fp8Linear,
+    HalfLinear,
+    Int8Linear,
+    PlainLinear,
+    byte_levels,
+    smoothing,
+)
 from setr_fast.precision.tree import with_modules
 
 AGREEMENT = 0.99
 """Share of pixels that must have the class that float32 gives them."""
-SMOOTHING = 0.5
-"""How much of a channel's outliers the weight takes over: 0 none, 1 all."""
 MARGIN = 1.1
 """Ranges seen in calibration times this: other pictures reach a little further."""
+
+_CLOSE = 8
+"""The search for how many layers go back ends within an eighth of their number."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +81,26 @@ ATTENTION = "attn"
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to round: a layer from its float32 layer, the range of its input and what that was divided by; what layers
-    that lose too much become; whether outlying channels are shared with the weight first."""
+    """A way to round: a layer from its float32 layer, inputs of it, and whether the channels of these can be divided
+    where they are made; what layers that lose too much become."""
 
-    make: Callable[[nn.Linear, tuple[float, float], Tensor | None], Rounded]
+    make: Callable[[nn.Linear, Tensor, bool], Rounded]
     wider: Callable[[nn.Linear], nn.Module]
-    smooths: bool
+    seen_with: Callable[[Tensor], Tensor]
+    """What calibration sees of the windows."""
 
 
 @dataclass
 class _Seen:
-    """The calibrated layers of one block; ``smooth`` by the name of the layer behind a norm."""
+    """The calibrated layers of one block."""
 
     layers: dict[str, Rounded]
-    smooth: dict[str, Tensor]
     heads: ByteAttention | None = None
+
+    def smooth(self, layer: str) -> Tensor | None:
+        """Return what the inputs of a layer are divided by."""
+        rounded = self.layers[layer]
+        return rounded.smooth if isinstance(rounded, Int8Linear) else None
 
 
 class _Observer(nn.Module):
@@ -98,16 +112,12 @@ class _Observer(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND, known = steps(self.block, x_BND)
-        found = self.seen[self.name] = _Seen({}, {})
+        found = self.seen[self.name] = _Seen({})
         for layer in LAYERS:
             inputs, outputs = known[layer]
-            linear = layer_of(self.block, layer)
-            if self.kind.smooths and norm_of(self.block, layer) is not None:
-                found.smooth[layer] = _smoothing(inputs, linear.weight)
-                inputs = inputs / found.smooth[layer]
             low, high = inputs.aminmax()
-            reach = MARGIN * float(low), MARGIN * float(high)
-            rounded = self.kind.make(linear, reach, found.smooth.get(layer))
+            # GELU stands between fc2 and the product in front of it, so nothing can be done to its channels.
+            rounded = self.kind.make(layer_of(self.block, layer), inputs, layer != "mlp.fc2")
             error = rounded(inputs, gelu=layer == "mlp.fc1").float().sub_(outputs)
             found.layers[layer] = rounded
             self.layers.append(Layer(f"{self.name}.{layer}", _decibels(outputs, error), float(low), float(high)))
@@ -121,8 +131,11 @@ class _Observer(nn.Module):
         if attention is None:
             return
         ins, outs = attention.inputs, attention.outputs
-        rounded = attention(ops.to_bytes(norm / found.smooth["attn.qkv"], ins.scale, ins.zero, ins.levels))
-        error = rounded.float().sub_(outs.zero).mul_(outs.scale).sub_(heads)
+        before, after = found.smooth("attn.qkv"), found.smooth("attn.proj")
+        assert before is not None
+        assert after is not None
+        rounded = attention(ops.to_bytes(norm / before, ins.scale, ins.zero, ins.levels))
+        error = rounded.float().sub_(outs.zero).mul_(outs.scale).mul_(after).sub_(heads)
         low, high = (float(value) for value in qkv.aminmax())
         self.layers.append(Layer(f"{self.name}.{ATTENTION}", _decibels(heads, error), low, high))
 
@@ -135,10 +148,14 @@ def int8_model(model: SegmentationModel, windows: Tensor, goal: float = AGREEMEN
     """
     levels = byte_levels()
 
-    def make(layer: nn.Linear, reach: tuple[float, float], smooth: Tensor | None) -> Int8Linear:
-        return Int8Linear(layer, ByteRange(*reach, levels), smooth)
+    def make(layer: nn.Linear, inputs: Tensor, free: bool) -> Int8Linear:
+        smooth = smoothing(inputs, layer.weight) if free else None
+        inputs = inputs if smooth is None else inputs / smooth
+        low, high = inputs.aminmax()
+        reach = ByteRange(MARGIN * float(low), MARGIN * float(high), levels)
+        return Int8Linear(layer, reach, smooth)
 
-    return _rounded_model(model, windows, goal, Kind(make, PlainLinear, smooths=True))
+    return _rounded_model(model, windows, goal, Kind(make, PlainLinear, _with_negative))
 
 
 def fp8_model(model: SegmentationModel, windows: Tensor, goal: float = AGREEMENT) -> tuple[SegmentationModel, Report]:
@@ -147,7 +164,9 @@ def fp8_model(model: SegmentationModel, windows: Tensor, goal: float = AGREEMENT
     Unmeasured: made for cards of capability 8.9 and newer; a CPU computes the same numbers slowly.
     Shapes: as ``int8_model``.
     """
-    return _rounded_model(model, windows, goal, Kind(lambda layer, *_: Fp8Linear(layer), HalfLinear, smooths=False))
+    return _rounded_model(
+        model, windows, goal, Kind(lambda layer, *_: Fp8Linear(layer), HalfLinear, lambda windows: windows)
+    )
 
 
 def _rounded_model(
@@ -155,30 +174,46 @@ def _rounded_model(
 ) -> tuple[SegmentationModel, Report]:
     seen: dict[str, _Seen] = {}
     layers: list[Layer] = []
+    count = len(windows)
 
     def observe(name: str, module: nn.Module) -> nn.Module | None:
         return _Observer(name, module, kind, seen, layers) if isinstance(module, Block) else None
 
-    exact = _classes(with_modules(model, observe), windows)
-    report = Report(layers, len(windows))
-    order = [layer.name for layer in sorted(layers, key=lambda layer: layer.sqnr_db)]
-    for count in _growing(len(order)):
-        candidate = _assembled(model, kind, seen, set(order[:count]))
-        report.kept_float = order[:count]
+    exact = _classes(with_modules(model, observe), kind.seen_with(windows))[:count]
+    report = Report(layers, count)
+    worst = sorted(layers, key=lambda layer: layer.sqnr_db)
+
+    def attempt(wider: int) -> SegmentationModel:
+        report.kept_float = [layer.name for layer in worst[:wider]]
+        candidate = _assembled(model, kind, seen, set(report.kept_float))
         report.agreement = float((_classes(candidate, windows) == exact).double().mean())
-        if report.agreement >= goal:
-            break
-    return candidate, report
+        return candidate
+
+    candidate, fails, works, wider = attempt(0), 0, len(worst), 0
+    if report.agreement >= goal:
+        return candidate, report
+    following = _first_guess(worst, 1 - report.agreement, 1 - goal)
+    while works - fails > max(works // _CLOSE, 1):
+        wider = min(max(following, fails + 1), works - 1)
+        candidate = attempt(wider)
+        fails, works = (fails, wider) if report.agreement >= goal else (wider, works)
+        following = (fails + works) // 2
+    return (candidate if wider == works else attempt(works)), report
 
 
-def _growing(most: int) -> Iterator[int]:
-    """0, 1, 2, 4, ... and at last all."""
-    yield 0
-    count = 1
-    while count < most:
-        yield count
-        count *= 2
-    yield most
+def _first_guess(worst: Sequence[Layer], differ: float, may: float) -> int:
+    """Return how many of the worst layers carry so much noise that without them only the pixels that may differ do:
+    as many pixels lie within an error of a tie as the error is large."""
+    noise = [10 ** (-layer.sqnr_db / 10) for layer in worst]
+    left = sum(noise) * (max(may, 0.0) / max(differ, 1e-12)) ** 2
+    return next(count for count in range(len(noise) + 1) if sum(noise[count:]) <= left)
+
+
+def _with_negative(windows: Tensor) -> Tensor:
+    """Return the windows and the negative of the first: ranges of one picture alone are too narrow for others, which
+    may be dark where it is bright."""
+    first = windows[:1]
+    return torch.cat((windows, 255 - first if windows.dtype is torch.uint8 else -first))
 
 
 def _assembled(model: SegmentationModel, kind: Kind, seen: dict[str, _Seen], kept: set[str]) -> SegmentationModel:
@@ -193,7 +228,7 @@ def _assembled(model: SegmentationModel, kind: Kind, seen: dict[str, _Seen], kep
         def norm(layer: str) -> Norm:
             before = norm_of(module, layer)
             assert before is not None
-            return Norm(before, found.smooth.get(layer) if rounded[layer] else None)
+            return Norm(before, found.smooth(layer) if rounded[layer] else None)
 
         for layer in found.layers.values():
             layer.outputs = None  # the candidate before may have had other neighbours
@@ -210,14 +245,6 @@ def _assembled(model: SegmentationModel, kind: Kind, seen: dict[str, _Seen], kep
 def _classes(model: SegmentationModel, windows: Tensor) -> Tensor:
     grid = model.grid(windows)
     return upsample_argmax(model.logits(windows), model.resize_size(grid), model.spec.align_corners, grid.image)
-
-
-def _smoothing(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Return what to divide each input channel by, so that channel and weight share the outliers. Shapes: [K]."""
-    reach = inputs.flatten(0, -2).abs().amax(0).clamp_min(1e-5)
-    of_weight = weight.detach().abs().amax(0).clamp_min(1e-5)
-    smooth = reach**SMOOTHING / of_weight ** (1 - SMOOTHING)
-    return smooth / smooth.log().mean().exp()
 
 
 def _decibels(signal: Tensor, error: Tensor) -> float:

@@ -51,11 +51,11 @@ def test_predict_writes_class_map_and_overlay_at_the_pictures_size(checkpoint, m
     for name, size in (("a.png", (40, 70)), ("b.c.png", (5, 90))):
         Image.fromarray(make_picture(*size)).save(tmp_path / "in" / name)
     predict_command(checkpoint, [tmp_path / "in"], tmp_path / "new" / "out", INFERENCE)
-    assert sorted(os.listdir(tmp_path / "new/out")) == ["a.png", "a_overlay.png", "b.c.png", "b.c_overlay.png"]
+    assert sorted(os.listdir(tmp_path / "new/out")) == ["a.png", "a_overlay.jpg", "b.c.png", "b.c_overlay.jpg"]
     for name in ("a", "b.c"):
         expected = predict(make_model(), tmp_path / "in" / f"{name}.png")
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new/out" / f"{name}.png")), expected)
-        assert Image.open(tmp_path / "new/out" / f"{name}_overlay.png").size == expected.shape[::-1]
+        assert Image.open(tmp_path / "new/out" / f"{name}_overlay.jpg").size == expected.shape[::-1]
 
 
 def test_broken_pictures_are_named_and_the_others_are_done(checkpoint, make_picture, tmp_path, capsys):
@@ -68,7 +68,7 @@ def test_broken_pictures_are_named_and_the_others_are_done(checkpoint, make_pict
     with pytest.raises(DataError, match="2 of 3") as caught:
         predict_command(checkpoint, [folder], tmp_path / "out", INFERENCE)
     assert caught.value.exit_code == 3
-    assert sorted(os.listdir(tmp_path / "out")) == ["good.png", "good_overlay.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["good.png", "good_overlay.jpg"]
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "cut.png" in errors[0]
@@ -89,7 +89,7 @@ def test_the_same_file_twice_is_done_once(checkpoint, make_picture, tmp_path):
     predict_command(
         checkpoint, [tmp_path / "in", tmp_path / "in/a.png", tmp_path / "in/../in/a.png"], tmp_path / "out", INFERENCE
     )
-    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "a_overlay.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "a_overlay.jpg"]
 
 
 def test_an_output_folder_that_cannot_be_is_a_usage_error(checkpoint, make_picture, tmp_path):
@@ -98,12 +98,12 @@ def test_an_output_folder_that_cannot_be_is_a_usage_error(checkpoint, make_pictu
         predict_command(checkpoint, [tmp_path / "a.png"], tmp_path / "a.png", INFERENCE)
 
 
-def test_overlays_may_be_jpeg_or_none(checkpoint, make_picture, tmp_path):
+def test_overlays_may_be_png_or_none(checkpoint, make_picture, tmp_path):
     Image.fromarray(make_picture(30, 30)).save(tmp_path / "a.png")
-    for overlays, names in (("jpg", ["a.png", "a_overlay.jpg"]), ("none", ["a.png"])):
+    for overlays, names in (("png", ["a.png", "a_overlay.png"]), ("none", ["a.png"])):
         predict_command(checkpoint, [tmp_path / "a.png"], tmp_path / overlays, INFERENCE, overlays=overlays)
         assert sorted(os.listdir(tmp_path / overlays)) == names
-    assert Image.open(tmp_path / "jpg/a_overlay.jpg").format == "JPEG"
+    assert Image.open(tmp_path / "png/a_overlay.png").format == "PNG"
 
 
 def test_a_film_gives_class_maps_times_and_a_silent_film_shown_at_the_same_times(make_model, film, tmp_path, capsys):
@@ -141,7 +141,27 @@ def test_what_is_no_film_leaves_nothing_half_done(make_model, make_picture, tmp_
     with pytest.raises(DataError, match="1 of 2"):
         predict_files(make_model(), [tmp_path / "clip.MP4", tmp_path / "a.png"], tmp_path / "out", INFERENCE)
     assert "clip.MP4" in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "a_overlay.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "a_overlay.jpg"]
+
+
+def test_a_film_that_ends_before_its_own_length_is_refused(make_model, tmp_path, capsys):
+    """A reader of Matroska takes the end of the file for the end of the film."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "film.mkv"), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=5)
+        pictures.width, pictures.height, pictures.pix_fmt, pictures.gop_size = 64, 48, "yuv420p", 1
+        noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
+        for frame in noise:
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(pictures.encode())
+    whole = (tmp_path / "film.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="1 of 2"):
+        predict_files(make_model(), [tmp_path / "cut.mkv", tmp_path / "film.mkv"], tmp_path / "out", INFERENCE)
+    assert "of 4.0 seconds; copy the file again" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path / "out")) == ["film_frames", "film_overlay.mp4"]
+    assert len(os.listdir(tmp_path / "out" / "film_frames")) == 21
 
 
 def test_interrupted_it_stops_at_once_and_leaves_whole_files(make_model, make_picture, tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from setr_fast import ops
 from setr_fast.models.model import SegmentationModel
 from setr_fast.ops.attention_bytes import serves
-from setr_fast.precision import linears
+from setr_fast.precision import linears, rounding
 from setr_fast.precision.block import InferenceBlock
 from setr_fast.precision.linears import ByteRange, Int8Linear, PlainLinear
 from setr_fast.precision.rounding import int8_model
@@ -119,6 +120,52 @@ def test_layers_go_back_worst_first_until_the_classes_agree(make_model: Make, wi
     assert kinds.count(PlainLinear) == 8
     worst = sorted(report.layers, key=lambda layer: layer.sqnr_db)
     assert report.kept_float == [layer.name for layer in worst]
+
+
+def test_few_attempts_find_how_many_layers_go_back(
+    make_model: Make, windows: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(depth=6, taps=(0, 5))
+    asked: list[int] = []
+    assembled = rounding._assembled
+    monkeypatch.setattr(rounding, "_assembled", lambda *args: asked.append(len(args[3])) or assembled(*args))
+    with torch.inference_mode():
+        every = int8_model(model, windows, goal=0.0)[1]
+        assert asked == [0]
+        goal = (1 + every.agreement) / 2
+        asked.clear()
+        found, report = int8_model(model, windows, goal=goal)
+        same = (found.logits(windows).argmax(1) == model.logits(windows).argmax(1)).double().mean()
+    assert report.agreement >= goal > every.agreement
+    assert same > 0.9
+    assert 0 < len(report.kept_float) < len(report.layers)
+    assert len(asked) <= 7
+    assert asked.count(len(report.kept_float)) >= 1
+
+
+def test_ranges_of_one_picture_hold_for_its_negative(make_model: Make, windows: Tensor) -> None:
+    model = make_model()
+    dark = windows // 4
+    with torch.inference_mode():
+        found = int8_model(model, dark[:1], goal=0.0)[0]
+        for picture in (dark, 255 - dark):
+            plain = model.logits(picture)
+            assert (found.logits(picture) - plain).norm() < 0.05 * plain.norm()
+
+
+@pytest.mark.parametrize("numbers", [True, False])
+def test_inputs_are_divided_where_they_are_made_or_before_they_become_bytes(numbers: bool) -> None:
+    layer, x = nn.Linear(64, 32), torch.randn(50, 64) * torch.logspace(-1, 1, 64)
+    smooth = linears.smoothing(x, layer.weight)
+    divided = x / smooth
+    reach = ByteRange(float(divided.min()), float(divided.max()), linears.byte_levels())
+    rounded = Int8Linear(layer, reach, smooth)
+    given = x if numbers else ops.to_bytes(divided, reach.scale, reach.zero, reach.levels)
+    with torch.inference_mode():
+        off = (rounded(given) - layer(x)).norm() / layer(x).norm()
+        plainly = (Int8Linear(layer, ByteRange(float(x.min()), float(x.max()), reach.levels))(x) - layer(x)).norm()
+    assert off < 0.02
+    assert off < 0.7 * plainly / layer(x).norm()
 
 
 def test_one_outlying_channel_does_not_cost_the_others_their_levels(make_model: Make, windows: Tensor) -> None:

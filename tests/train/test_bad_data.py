@@ -109,7 +109,7 @@ def test_a_sound_folder_trains_evaluates_and_predicts(
     assert all(name in text for name in ("sky", "road", "tree", "mIoU"))
     assert main(["predict", "--checkpoint", str(run_dir), "--out", str(out), str(root / "val" / "images")]) == 0
     maps = sorted(p.name for p in out.iterdir())
-    assert maps == ["a.png", "a_overlay.png", "bb.png", "bb_overlay.png", "ccc.png", "ccc_overlay.png"]
+    assert maps == ["a.png", "a_overlay.jpg", "bb.png", "bb_overlay.jpg", "ccc.png", "ccc_overlay.jpg"]
     assert Image.open(out / "a.png").size == (48, 40)
     assert np.array(Image.open(out / "a.png")).max() < 3
 
