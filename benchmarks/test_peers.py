@@ -25,6 +25,7 @@ from benchmarks.model_sides import OURS
 from benchmarks.networks import HEADS, facts, inferring, network, normalised, plainly
 from benchmarks.outcome_rows import finish, rows_of
 from benchmarks.peer_process import PeerNetwork, official, paddleseg
+from setr_fast.models.code_bases import fields_of
 from setr_fast.models.model import SegmentationModel
 from setr_fast.ops._op import REFERENCE
 
@@ -37,6 +38,7 @@ WITHOUT_MAPPING = {"transformers SegFormer-B0": peers.segformer, "transformers E
 FACTOR = 4.0
 """Times the other code base's own error that ours may be: two orders of the same operations, equally good."""
 AS_PADDLESEG = {"shared_modules": True, "head_channels": 256, "aux_channels": 256, "branch_channels": 128}
+AS_MMSEG = {"setr_mla": fields_of("mmseg", "setr_mla")}  # its decoder is another than the official one
 AS_OFFICIAL_SETR = {"head_channels": 256, "aux_channels": 256}
 OF_HEAD = {"setr_mla": {"class_token": "keep"}, "segmenter_mask": {"decoder_qkv_bias": False}}
 DIFFERENT = "no parity: different model"
@@ -57,7 +59,7 @@ def test_beside_mmsegmentation(
     tmp_path: Path,
 ) -> None:
     """The same weights, through ``setr_fast.checkpoints``; logits at full size on both sides, held to float64."""
-    model = network(f"{head}_{encoder}", size, seed).eval()
+    model = network(f"{head}_{encoder}", size, seed, **AS_MMSEG.get(head, {})).eval()
     theirs = _or_skip(lambda: peers.mmsegmentation(model, tmp_path))
     side = Side(inferring(theirs), torch.float32, MMSEG, FACTOR, ours=False)
     _compare_mapped(MMSEG, side, model, facts(f"{head}_{encoder}", size, batch, "inference"), benchmark, record, seed)

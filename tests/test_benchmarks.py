@@ -145,6 +145,33 @@ def test_check_compares_our_sides_of_every_kind_on_the_same_machine_only() -> No
     assert check.slower([job | {"parity": wrong, "dirty": True}], [job])[0] == [
         "train c, job, float32, ours: parity failed: off by 3"
     ]
+    assert check.slower([job | {"parity": wrong, "disturbed": True}], [job])[1] == 1, "wrong, however busy the machine"
+
+
+def test_check_says_how_many_rows_it_could_not_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "RESULTS", tmp_path / "committed")
+    (tmp_path / "committed").mkdir()
+    (tmp_path / "committed" / "1.jsonl").write_text(json.dumps(_row()) + "\n")
+    now = tmp_path / "now.jsonl"
+
+    def verdict(*rows: dict[str, Any]) -> tuple[int, str]:
+        now.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code = check.main([str(now)])
+        return code, "".join(capsys.readouterr())
+
+    assert verdict(_row(dirty=True), _row(name="new"), _row(side="reference")) == (
+        0,
+        "0 of 1 rows are slower or wrong\n1 were not compared: not committed for this machine, or disturbed (0)\n",
+    )
+    slow = {"median": 1.0, "p20": 1.0, "p80": 1.0}
+    assert verdict(_row(ratio=slow))[0] == 1
+    code, text = verdict(_row(ratio=slow, disturbed=True))
+    assert code == 2
+    assert "1 rows" in text
+    assert "disturbed by other programs (1)" in text
+    assert verdict(_row(machine="another card"))[0] == 2
 
 
 def _row(**changes: Any) -> dict[str, Any]:
