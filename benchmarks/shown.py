@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.report import fastest_other, used
+from benchmarks.report import fastest_other, spread, used
 
 Row = dict[str, Any]
 HEAD = ("comparison", "used", "x reference", "x strongest other", "outputs checked")
@@ -33,14 +33,14 @@ def _cells(group: Sequence[Row]) -> tuple[str, ...]:
         f"{row['name']} {row['case']}, {row['direction']}, {row['dtype']}"
         + (" [disturbed]" if _disturbed(row) else ""),
         row["side"],
-        _spread(reference) if reference else "",
-        f"{_spread(other[1])} {other[0]}" if other else "",
+        spread(reference) if reference else "",
+        f"{spread(other[1])} {other[0]}" if other else "",
         wrong or f"{sum(side['parity']['checked'] for side in group)} right",
     )
 
 
 def _loading(row: Row) -> str:
-    return f"loading ViT-L from {row['form']}: {_spread(row['load_over_read'])} times as long as reading the file"
+    return f"loading ViT-L from {row['form']}: {spread(row['load_over_read'])} times as long as reading the file"
 
 
 def _notes(rows: list[Row]) -> Iterator[str]:
@@ -63,7 +63,3 @@ def _disturbed(row: Row) -> bool:
 
 def _right(row: Row) -> bool:
     return bool(row["parity"]["passed"])
-
-
-def _spread(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2g} ({ratio['p20']:.2g}..{ratio['p80']:.2g})"

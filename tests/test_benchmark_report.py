@@ -163,6 +163,11 @@ def test_readme_and_report_hold_exactly_what_the_results_say(capsys: pytest.Capt
     assert report.REPORT.read_text() == report.report(rows), "run python -m benchmarks.report"
 
 
+def test_large_ratios_are_whole_numbers() -> None:
+    assert report.spread({"median": 299.6, "p20": 99.4, "p80": 1234.5}) == "300 (99..1234)"
+    assert report.spread({"median": 1.234, "p20": 0.8765, "p80": 12.3}) == "1.2 (0.88..12)"
+
+
 def test_a_run_shows_ratios_of_one_run_and_what_to_mistrust() -> None:
     reference = _row(side="reference", chosen=False, ratio=_spread(1.0), ratios={"native": _spread(1 / 3)})
     text = "\n".join(shown.lines([[reference, _row()]]))
