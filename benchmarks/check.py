@@ -1,7 +1,8 @@
 """``python -m benchmarks.check ROWS.jsonl``: name what got slower against the committed results of the same machine.
 
 A row is slower when its whole spread lies below the spread of the committed one by more than a tenth: ratios of both
-sides in one run are compared, never times. Exit code 1 if any row is slower, 2 if there is nothing to compare with.
+sides in one run are compared, never times. Rows of a dirty tree count, disturbed ones do not; a wrong one always
+counts. Exit code 1 if any row is slower or wrong, 2 if there is nothing to compare with.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ def slower(rows: list[dict[str, Any]], committed: list[dict[str, Any]]) -> tuple
     lines, compared = [], 0
     for row in rows:
         before = known.get(_key(row)) if _compared(row) else None
-        if before is None or row.get("disturbed"):
+        wrong = not row.get("parity", {}).get("passed", True)
+        if before is None or (row.get("disturbed") and not wrong):
             continue
         compared += 1
         what = f"{row['name']} {row['case']}, {row['direction']}, {row['dtype'] or 'any dtype'}, {row['side']}"
         now, then = row["ratio"], before["ratio"]
-        if why := refusal(row | {"dirty": False, "commit": "this tree"}):
+        if why := refusal(row | {"dirty": False, "commit": "this tree", "disturbed": False}):
             lines.append(f"{what}: {why}")
         elif now["p80"] < MARGIN * then["p20"]:
             lines.append(f"{what}: {_text(now)} times {row['baseline']}, was {_text(then)} at {before['commit']}")
@@ -55,11 +57,15 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not Path(arguments[0]).is_file():
         print("usage: python -m benchmarks.check ROWS.jsonl", file=sys.stderr)
         return 2
-    lines, compared = slower([row for _, row in read(Path(arguments[0]))], believed(RESULTS)[0])
+    rows = [row for _, row in read(Path(arguments[0])) if _compared(row)]
+    lines, compared = slower(rows, believed(RESULTS)[0])
+    disturbed = sum(bool(row.get("disturbed")) for row in rows)
     if not compared:
-        print("nothing to compare: no committed row of these cases on this machine", file=sys.stderr)
+        why = f"no committed row of these cases on this machine, or disturbed by other programs ({disturbed})"
+        print(f"nothing to compare: {len(rows)} rows, all of them with {why}", file=sys.stderr)
         return 2
-    print("\n".join([*lines, f"{len(lines)} of {compared} rows are slower"]))
+    print("\n".join([*lines, f"{len(lines)} of {compared} rows are slower or wrong"]))
+    print(f"{len(rows) - compared} were not compared: not committed for this machine, or disturbed ({disturbed})")
     return 1 if lines else 0
 
 

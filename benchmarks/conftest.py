@@ -1,7 +1,11 @@
-"""``--record`` keeps the rows of a run: one line of JSON each under ``benchmarks/results/<card>/``."""
+"""What every benchmark shares: its options, the random seed, and what becomes of rows.
+
+``--record`` keeps them: one line of JSON each under ``benchmarks/results/<card>/``. All are shown when the run ends.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -10,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import harness
+from benchmarks import harness, shown
 from benchmarks.ceilings import ceilings
 from benchmarks.machine import RESULTS, clocks_mhz, machine
 from benchmarks.memory import keep_freed_memory
 from benchmarks.rows import Row, append, fields_of
-from benchmarks.selection import select
+from benchmarks.selection import is_full, select
 from benchmarks.survive import GOES_ON
 
 SEED = pytest.StashKey[int]()
+SHOWN = pytest.StashKey[list[list[dict[str, Any]]]]()
 STARTED = time.strftime("%Y%m%d-%H%M%S")  # files of results are read in the order of their names, the newest last
 
 
@@ -26,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="append the rows to benchmarks/results/<card>/")
     parser.addoption("--record-to", type=Path, help="write the rows to this file instead")
     parser.addoption("--attempts", type=int, default=harness.ATTEMPTS, help="of a measurement while others are busy")
+    parser.addoption("--quick", action="store_true", help="fewest rounds: does all run and is it right? not recorded")
     parser.addoption("--seed", type=int, help="of the random inputs; drawn anew by default, and kept in every row")
 
 
@@ -33,7 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: not in the default selection of benchmarks; -m full runs all")
     config.addinivalue_line("markers", "peers: beside other code bases, where pip install -e .[peers] put them")
     keep_freed_memory()
-    harness.ATTEMPTS = config.getoption("--attempts")
+    if config.getoption("--quick") and config.getoption("--record"):
+        raise pytest.UsageError("--record: rows must be measured in full, got --quick; leave one of the two out")
+    harness.QUICK = config.getoption("--quick")
+    harness.ATTEMPTS = 1 if harness.QUICK else config.getoption("--attempts")
+    if is_full(config):
+        harness.REPEATING = math.inf
+    # pytest-benchmark's own table has times alone, and ratios of comparisons that have nothing to do with each other.
+    if config.option.verbose <= 0 and hasattr(config.option, "benchmark_quiet"):
+        config.option.benchmark_quiet = True
+    config.stash[SHOWN] = []
     seed = config.getoption("--seed")
     config.stash[SEED] = int.from_bytes(os.urandom(4)) if seed is None else seed
     target = config.getoption("--record-to")
@@ -70,8 +85,19 @@ def record(request: pytest.FixtureRequest, seed: int, _probes: None) -> Callable
     def keep(rows: Row | dict[str, Any] | Sequence[Row]) -> None:
         circumstances = harness.worst_disturbance() | facts
         circumstances |= {"load": os.getloadavg()[0], "clocks_mhz": clocks_mhz(), "ceilings": ceilings(), "seed": seed}
+        whole = [fields_of(row) | circumstances for row in ([rows] if isinstance(rows, Row | dict) else rows)]
+        request.config.stash[SHOWN].append(whole)
         if option("--record-to") or option("--record"):
-            for row in [rows] if isinstance(rows, Row | dict) else rows:
-                append(path, fields_of(row) | circumstances)
+            for row in whole:
+                append(path, row)
 
     return keep
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if groups := config.stash[SHOWN]:
+        facts = machine()
+        title = f"setr_fast on {facts['machine']}, {facts['threads']} threads, torch {facts['torch']}"
+        terminalreporter.section(title, sep="-")
+        for line in shown.lines(groups):
+            terminalreporter.write_line(line)

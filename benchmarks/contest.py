@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import undisturbed
+from benchmarks import disturbance
+from benchmarks.harness import granted, undisturbed
 from benchmarks.machine import DEVICE
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.parity import Ledger, poison, poisoned_allocations
@@ -84,16 +85,14 @@ class Contest:
         self._held: dict[str, list[Tensor]] = {}
 
     def run(self, *, rounds: int = 15, seconds: float = 2.0, memory: bool = True) -> Outcome:
-        """Warm up, check on poisoned memory, time, check what was timed, judge."""
-        calls = {name: self._first(name) for name in list(self.sides)}
+        """Check on poisoned memory, measure memory, warm up, time, check what was timed, judge."""
+        calls = {name: self._first(name, memory) for name in list(self.sides)}
         calls = {name: count for name, count in calls.items() if count}
-        if memory:
-            self.outcome.peak_extra_bytes = {name: self._peak(name) for name in calls}
-            for name in calls:  # to get hold of memory again
-                self._sample(name, 0, 1)
         samples = {n: lambda turn, n=n, c=c: self._sample(n, turn % VALUES, c) for n, c in calls.items()}  # type: ignore[misc]
         self.outcome.seconds = undisturbed(
-            lambda: in_turns(samples, rounds=rounds, seconds=seconds, least=VALUES),
+            lambda: in_turns(
+                samples, rounds=rounds, seconds=granted(seconds), least=VALUES, shortest=disturbance.SHORTEST
+            ),
         )
         for name in calls:
             side = self.sides[name]
@@ -103,13 +102,18 @@ class Contest:
                 self.outcome.failures.append(f"{name}: {verdict.why}")
         return self.outcome
 
-    def _first(self, name: str) -> int:
-        """Call a side on poisoned memory, then warm it up; return its calls per sample."""
+    def _first(self, name: str, memory: bool) -> int:
+        """Call a side on poisoned memory, measure its peak, then warm it up; return its calls per sample.
+
+        Warming comes last: to measure a peak, the heap's free memory goes back to the system, and has to be got again.
+        """
         side = self.sides[name]
         self.ledgers[name] = Ledger(torch.finfo(side.dtype).eps if side.dtype.is_floating_point else 0.0)
         try:
             with poisoned_allocations():
                 self._check(name, 0, [side.run(*self.ring.next(0))])
+            if memory:
+                self.outcome.peak_extra_bytes[name] = self._peak(name)
             shortest = self._sample(name, 0, 1)
             for index in range(1, VALUES if shortest < MANY * SHORTEST else 1):
                 shortest = min(shortest, self._sample(name, index, 1))

@@ -14,8 +14,7 @@ STAT = Path("/proc/stat")
 ALLOWED = 0.05
 """Share of all processor time, taken by others, up to which a timing counts as undisturbed."""
 SHORTEST = 0.2
-"""Seconds below which the kernel's ticks of a hundredth of a second say too little."""
-
+"""Seconds below which the kernel's ticks of a hundredth of a second say too little: rounds go on until then."""
 
 companions: set[int] = set()
 """Processes of ours, still running, that do part of what is timed: their time is not that of others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,6 +12,10 @@ from setr_fast.measure import clocked, in_turns
 T = TypeVar("T")
 ATTEMPTS = 3
 """Times that a disturbed measurement is made before the least disturbed one is kept, and marked."""
+REPEATING = 90.0
+"""Seconds of a run that may go into measuring again; what is disturbed after that is marked at once."""
+QUICK = False
+"""Whether measurements take their least rounds, once: all runs and is held to the truth, and figures say little."""
 
 disturbances: list[Disturbance | None] = []
 """Of the measurements kept since the last row; ``record`` writes the worst into the row."""
@@ -28,16 +33,25 @@ def interleaved(
     for run in sides.values():
         run()
     samples = {name: lambda _, run=run: clocked(run) for name, run in sides.items()}  # type: ignore[misc]
-    return undisturbed(lambda: in_turns(samples, rounds=rounds, seconds=seconds))
+    return undisturbed(lambda: in_turns(samples, rounds=rounds, seconds=granted(seconds)))
+
+
+def granted(seconds: float) -> float:
+    """Return how long a measurement may take that asks for this: beyond its least rounds, nothing with --quick."""
+    return 0.0 if QUICK else seconds
 
 
 def undisturbed(measure: Callable[[], T]) -> T:
     """Return what ``measure`` gives; while other processes are busy, again, and the least disturbed of three."""
+    global REPEATING
     kept: tuple[Disturbance | None, T] | None = None
-    for _ in range(ATTEMPTS):
-        before = read_clock()
+    for attempt in range(ATTEMPTS):
+        if attempt and REPEATING <= 0:
+            break
+        before, started = read_clock(), time.perf_counter()
         result = measure()
         found = between(before, read_clock())
+        REPEATING -= (time.perf_counter() - started) if attempt else 0.0
         if kept is None or (found is not None and kept[0] is not None and found.share < kept[0].share):
             kept = found, result
         if found is None or not found.heavy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import harness
 from benchmarks.ceilings import shares
 from benchmarks.contest import Contest, Outcome
 from benchmarks.ring import Arguments
@@ -73,4 +74,4 @@ def finish(
     for row in rows:
         if row.chosen:
             benchmark.extra_info.update(side=row.side, baseline=row.baseline, ratio=row.ratio["median"])
-    benchmark.pedantic(run, args=arguments, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(run, args=arguments, rounds=1 if harness.QUICK else 3)

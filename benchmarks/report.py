@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
+from benchmarks.disturbance import ALLOWED
 from benchmarks.machine import RESULTS, ROOT
 from benchmarks.rows import read, refusal
 
@@ -126,10 +127,10 @@ def _weight(sides: list[Row]) -> float:
 
 def _summary_cells(row: Row) -> list[str]:
     other = fastest_other(row)
-    strongest = f"{_spread(other[1])} ({other[0]})" if other else ""
+    strongest = f"{spread(other[1])} ({other[0]})" if other else ""
     case = ", ".join(filter(None, (row["case"], row["direction"], row["dtype"])))
     reference = row["ratios"].get("reference")
-    return [f"`{row['name']}`", case, row["side"], _spread(reference) if reference else "", strongest, row["machine"]]
+    return [f"`{row['name']}`", case, row["side"], spread(reference) if reference else "", strongest, row["machine"]]
 
 
 def _trained(rows: list[Row]) -> str:
@@ -153,7 +154,9 @@ def report(rows: list[Row]) -> str:
         "Written by `python -m benchmarks.report` from `benchmarks/results/`; do not edit. Every ratio is of two sides "
         "that ran interleaved in one process, round by round: median (20th to 80th percentile). A side counts only "
         "if its outputs agreed with float64 on the tensors that were timed. **Lost** marks what a call takes by itself "
-        "where another side was faster.",
+        f"where another side was faster. Rows during which other programs took more than {ALLOWED:.0%} of the machine, "
+        "or of a tree with uncommitted changes, are left out. GB/s and TFLOP/s are the least work an op must do over "
+        "its median time, in brackets the share of what a copy and a matrix product reached in the same run.",
     ]
     for machine in sorted({row["machine"] for row in rows if row["kind"] in TITLES}):
         here = [row for row in rows if row["machine"] == machine]
@@ -180,14 +183,14 @@ def _sides(group: list[Row]) -> list[list[str]]:
         case = ", ".join(filter(None, (row["case"], row["direction"], row["dtype"])))
         what = f"`{row['name']}` {case}" if row is first else ""
         side = row["side"] + (" (used)" if row.get("chosen") else "")
-        strongest = f"{'**Lost** ' if lost else ''}{_spread(other[1])} ({other[0]})" if other else ""
+        strongest = f"{'**Lost** ' if lost else ''}{spread(other[1])} ({other[0]})" if other else ""
         extra = row.get("peak_extra_bytes")
         agreement = row.get("agreement")
         lines.append(
             [
                 what,
                 side + (f", {agreement:.2%} of pixels agree" if agreement is not None else ""),
-                _spread(reference) if reference else "",
+                spread(reference) if reference else "",
                 strongest,
                 _share(row, "gigabytes_per_second", "bandwidth_share"),
                 _share(row, "teraflops", "teraflops_share"),
@@ -217,8 +220,10 @@ def _not_run(rows: list[Row]) -> str:
     return "\n".join(["Sides that could not run:", "", *(f"- {name}: {why}" for name, why in reasons)])
 
 
-def _spread(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2g} ({ratio['p20']:.2g}..{ratio['p80']:.2g})"
+def spread(ratio: dict[str, float]) -> str:
+    """Return a ratio and its spread in two digits, from 100 on in whole numbers."""
+    median, low, high = (f"{x:.0f}" if x >= 100 else f"{x:.2g}" for x in (ratio["median"], ratio["p20"], ratio["p80"]))
+    return f"{median} ({low}..{high})"
 
 
 def _table(head: Sequence[str], rows: list[list[str]]) -> str:

@@ -125,7 +125,7 @@ def _compare(
     record: Callable[[Any], None],
 ) -> None:
     contest = Contest(sides, make, lambda arguments: exact(*(a.double() for a in arguments)))
-    outcome = contest.run(rounds=9, seconds=10.0, memory=direction != "backward")
+    outcome = contest.run(rounds=9, seconds=6.0, memory=direction != "backward")
     rows = rows_of(
         contest,
         outcome,

@@ -118,7 +118,7 @@ def test_slide_and_flip(
         ENGINE,
         benchmark,
         record,
-        seconds=10.0,
+        seconds=8.0,
         name="slide and flip",
         case=f"{name}, {classes} classes, windows of {window}, {count} of {size[0]}x{size[1]}",
         size=[count, *size],

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import undisturbed
+from benchmarks.harness import granted, undisturbed
 from benchmarks.outcome_rows import rows_of_times
 from benchmarks.plain_augment import PlainTransform, with_opencv, with_pillow
 from benchmarks.rows import Parity
@@ -88,7 +88,7 @@ def test_augmentation(benchmark: Any, record: Callable[[Any], None], seed: int) 
     calls = {name: partial(sample, name) for name in transforms}
     for call in calls.values():
         call(0)
-    times = undisturbed(lambda: in_turns(calls, rounds=7, seconds=10.0))
+    times = undisturbed(lambda: in_turns(calls, rounds=7, seconds=granted(10.0)))
     parity = {name: _worst(found) for name, found in checked.items()}
     rows = rows_of_times(
         times,

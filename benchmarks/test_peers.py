@@ -1,8 +1,10 @@
 """Beside other code bases: their own networks with the same sizes, with the same weights where a mapping exists.
 
 Opt in: ``pip install -e .[peers]`` and ``pytest benchmarks/ --benchmark-only -m peers``; ``-m "peers and full"`` has
-the large encoders. PaddleSeg lives in an environment of its own, whose interpreter SETR_FAST_PADDLESEG names. Pictures
-come normalised to both sides, in float32 on the processor; out come logits at full size.
+the large encoders. PaddleSeg lives in an environment of its own, whose interpreter SETR_FAST_PADDLESEG names; official
+SETR and Segmenter are in no registry: SETR_FAST_SETR_REPO and SETR_FAST_SEGMENTER_REPO name checkouts and
+SETR_FAST_PEER_PYTHON an interpreter that can run them. What is not there is skipped, with the reason. Pictures come
+normalised to both sides, in float32 on the processor; out come logits at full size.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from benchmarks.contest import Contest, Side
 from benchmarks.model_sides import OURS
 from benchmarks.networks import HEADS, facts, inferring, network, normalised, plainly
 from benchmarks.outcome_rows import finish, rows_of
-from benchmarks.paddle_process import PaddleNetwork
+from benchmarks.peer_process import PeerNetwork, official, paddleseg
+from setr_fast.models.code_bases import fields_of
 from setr_fast.models.model import SegmentationModel
 from setr_fast.ops._op import REFERENCE
 
@@ -30,10 +33,13 @@ pytestmark = [pytest.mark.peers]
 LARGE = pytest.param("vit_l16", 512, 1, marks=pytest.mark.full)
 SIZES = [("vit_t16", 256, 1), LARGE]
 MMSEG, PADDLE = "mmsegmentation", "PaddleSeg"
+OFFICIAL = {"setr": "official SETR", "segmenter": "official Segmenter"}
 WITHOUT_MAPPING = {"transformers SegFormer-B0": peers.segformer, "transformers EoMT": peers.eomt}
 FACTOR = 4.0
 """Times the other code base's own error that ours may be: two orders of the same operations, equally good."""
 AS_PADDLESEG = {"shared_modules": True, "head_channels": 256, "aux_channels": 256, "branch_channels": 128}
+AS_MMSEG = {"setr_mla": fields_of("mmseg", "setr_mla")}  # its decoder is another than the official one
+AS_OFFICIAL_SETR = {"head_channels": 256, "aux_channels": 256}
 OF_HEAD = {"setr_mla": {"class_token": "keep"}, "segmenter_mask": {"decoder_qkv_bias": False}}
 DIFFERENT = "no parity: different model"
 SAME = 1e-4
@@ -53,7 +59,7 @@ def test_beside_mmsegmentation(
     tmp_path: Path,
 ) -> None:
     """The same weights, through ``setr_fast.checkpoints``; logits at full size on both sides, held to float64."""
-    model = network(f"{head}_{encoder}", size, seed).eval()
+    model = network(f"{head}_{encoder}", size, seed, **AS_MMSEG.get(head, {})).eval()
     theirs = _or_skip(lambda: peers.mmsegmentation(model, tmp_path))
     side = Side(inferring(theirs), torch.float32, MMSEG, FACTOR, ours=False)
     _compare_mapped(MMSEG, side, model, facts(f"{head}_{encoder}", size, batch, "inference"), benchmark, record, seed)
@@ -76,12 +82,45 @@ def test_beside_paddleseg(
     Ours is shaped as theirs is fixed to be: one module for what SETR has one of per level, heads of one width.
     """
     model = network(f"{head}_{encoder}", size, seed, **AS_PADDLESEG, **OF_HEAD.get(head, {})).eval()
-    theirs = _or_skip(lambda: PaddleNetwork(model, tmp_path))
-    side = Side(theirs, torch.float32, PADDLE, FACTOR, ours=False, clock=theirs.seconds)
+    theirs = _or_skip(lambda: paddleseg(model, tmp_path))
+    common = facts(f"{head}_{encoder}", size, batch, "inference")
+    _compare_process(PADDLE, theirs, model, common, benchmark, record, seed)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("encoder", "size", "batch"), SIZES)
+def test_beside_the_official_code(
+    head: str,
+    encoder: str,
+    size: int,
+    batch: int,
+    benchmark: Any,
+    record: Callable[[Any], None],
+    seed: int,
+    tmp_path: Path,
+) -> None:
+    """As beside PaddleSeg: SETR of fudan-zvg/SETR, Segmenter of rstrudel/segmenter, heads as wide as they fix them."""
+    family = head.partition("_")[0]
+    options = AS_OFFICIAL_SETR if family == "setr" else {}
+    model = network(f"{head}_{encoder}", size, seed, **options).eval()
+    theirs = _or_skip(lambda: official(family, model, tmp_path))
+    common = facts(f"{head}_{encoder}", size, batch, "inference")
+    _compare_process(OFFICIAL[family], theirs, model, common, benchmark, record, seed)
+
+
+def _compare_process(
+    peer: str,
+    theirs: PeerNetwork,
+    model: SegmentationModel,
+    common: dict[str, Any],
+    benchmark: Any,
+    record: Callable[[Any], None],
+    seed: int,
+) -> None:
+    """As ``_compare_mapped``, with a peer whose process is then ended."""
+    side = Side(theirs, torch.float32, peer, FACTOR, ours=False, clock=theirs.seconds)
     try:
-        _compare_mapped(
-            PADDLE, side, model, facts(f"{head}_{encoder}", size, batch, "inference"), benchmark, record, seed
-        )
+        _compare_mapped(peer, side, model, common, benchmark, record, seed)
     finally:
         theirs.close()
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -37,19 +38,25 @@ def clocked(run: Callable[[], Any]) -> float:
 
 
 def in_turns(
-    samples: Mapping[str, Callable[[int], float]], *, rounds: int, seconds: float, least: int = LEAST
+    samples: Mapping[str, Callable[[int], float]],
+    *,
+    rounds: int,
+    seconds: float,
+    least: int = LEAST,
+    shortest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Take one sample of every side per round, in an order that turns from round to round.
 
-    A sample is told the round's number and returns seconds. At least ``least`` rounds, at most ``rounds``, stopping
-    after ``seconds``, all that samples do beside their timing included.
+    A sample is told the round's number and returns seconds. At least ``least`` rounds; then stopping after ``seconds``,
+    or after ``rounds`` that took ``shortest`` seconds, all that samples do beside their timing included.
     """
     times: dict[str, list[float]] = {name: [] for name in samples}
     started = time.perf_counter()
-    for turn in range(max(rounds, least)):
+    for turn in itertools.count():
         for name in turned(list(samples), turn):
             times[name].append(samples[name](turn))
-        if turn + 1 >= least and time.perf_counter() - started > seconds:
+        elapsed = time.perf_counter() - started
+        if turn + 1 >= least and (elapsed > seconds or (turn + 1 >= rounds and elapsed >= shortest)):
             break
     return times
 

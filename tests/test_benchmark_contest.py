@@ -26,7 +26,7 @@ class FakeBenchmark:
         self.extra_info: dict[str, Any] = {}
         self.shown = 0
 
-    def pedantic(self, run: Callable[..., Any], args: tuple[Any, ...], rounds: int, warmup_rounds: int) -> None:
+    def pedantic(self, run: Callable[..., Any], args: tuple[Any, ...], rounds: int) -> None:
         self.shown += 1
 
 
@@ -37,6 +37,7 @@ def _small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"copy_gigabytes_per_second": 100.0, "float32_teraflops": 1.0, "bfloat16_teraflops": 1.0}
     monkeypatch.setattr(ceilings, "ceilings", lambda: known)
     monkeypatch.setattr("benchmarks.harness.ATTEMPTS", 1)
+    monkeypatch.setattr("benchmarks.disturbance.SHORTEST", 1e-3)
     monkeypatch.setattr(contest, "MOST_CALLS", 2)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import machine, report
+from benchmarks import machine, report, shown
 from benchmarks.rows import Parity, Row
 
 
@@ -161,3 +161,24 @@ def test_readme_and_report_hold_exactly_what_the_results_say(capsys: pytest.Capt
     inside = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
     assert inside == report.summary(rows).strip(), "run python -m benchmarks.report"
     assert report.REPORT.read_text() == report.report(rows), "run python -m benchmarks.report"
+
+
+def test_large_ratios_are_whole_numbers() -> None:
+    assert report.spread({"median": 299.6, "p20": 99.4, "p80": 1234.5}) == "300 (99..1234)"
+    assert report.spread({"median": 1.234, "p20": 0.8765, "p80": 12.3}) == "1.2 (0.88..12)"
+
+
+def test_a_run_shows_ratios_of_one_run_and_what_to_mistrust() -> None:
+    reference = _row(side="reference", chosen=False, ratio=_spread(1.0), ratios={"native": _spread(1 / 3)})
+    text = "\n".join(shown.lines([[reference, _row()]]))
+    assert "x c, forward, float32  native  3 (2.7..3.3)  1.5 (1.4..1.7) compile  10 right" in text
+    assert "[disturbed]" not in text
+    wrong = _row(side="triton", chosen=False, parity=asdict(Parity(False, 2.0, 1.0, 5, "output 0 is off by 2")))
+    bad = _row(name="y", disturbed=True, others=0.3, not_run={"cudnn": "needs a card"}, dirty=True)
+    text = "\n".join(shown.lines([[bad, wrong], [{"kind": "checkpoint", "form": "pth", "load_over_read": _spread(2)}]]))
+    assert "y c, forward, float32 [disturbed]" in text
+    assert "triton WRONG: output 0 is off by 2" in text
+    assert "others took up to 30% of the machine" in text
+    assert "uncommitted changes" in text
+    assert "Not run here: cudnn (needs a card)" in text
+    assert "loading ViT-L from pth: 2 (1.8..2.2) times as long as reading the file" in text
