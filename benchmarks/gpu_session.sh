@@ -62,14 +62,15 @@ if [ -x /usr/local/cuda/bin/ptxas ]; then export TRITON_PTXAS_PATH=/usr/local/cu
 if command -v nvidia-smi >/dev/null; then nvidia-smi -q >"$OUT/card.txt" 2>&1; fi
 stage needs 5 "$PYTHON" -m benchmarks.needs
 stage build 125 env SETR_FAST_NATIVE=require "$PYTHON" setup.py build_ext --inplace
-stage doctor 20 "$PYTHON" -m setr_fast.doctor
+stage doctor 15 "$PYTHON" -m setr_fast.doctor
 # A kernel that reads where it must not spoils the card for its process: those tests go on in another one.
-stage tests 110 "$PYTHON" -m benchmarks.survive 6 -m gpu --continue-on-collection-errors -q -p no:cacheprovider
+stage tests 100 "$PYTHON" -m benchmarks.survive 6 -m gpu --continue-on-collection-errors -q -p no:cacheprovider
 # What matters most first: rows are written one by one, and those that were reached before the time is over stay.
-stage benchmarks 110 "$PYTHON" -m benchmarks.survive 1 benchmarks/test_ops.py benchmarks/test_models.py benchmarks/test_decoder.py \
+stage benchmarks 100 "$PYTHON" -m benchmarks.survive 1 benchmarks/test_ops.py benchmarks/test_models.py benchmarks/test_decoder.py \
     benchmarks/test_inference.py benchmarks/test_jobs.py --benchmark-only --record-to "$OUT/rows.jsonl" -q \
     -p no:cacheprovider ${BENCHMARKS:-}
-stage profile 30 "$PYTHON" -m benchmarks.trace "$OUT"
+stage profile 25 "$PYTHON" -m benchmarks.trace "$OUT"
+stage launches 30 "$PYTHON" -m benchmarks.launches
 # Where the small cases of our kernels read, write and race; the tool comes with the toolkit, not with torch.
 if sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null); then
     stage memcheck 25 "$sanitizer" --tool memcheck --error-exitcode 1 "$PYTHON" -m benchmarks.sanitize

@@ -27,12 +27,7 @@ CALLS = 10
 """Of one side, recorded in one graph: a launch costs the processor about as much as a small one costs the card."""
 CANDIDATES: dict[str, tuple[tuple[int, int, int, int], ...]] = {
     "forward": (
-        (
-            64,
-            64,
-            4,
-            3,
-        ),  # four blocks of one warpgroup to a multiprocessor, K and V are read twice as often
+        (64, 64, 4, 3),  # four blocks of one warpgroup, K and V are read twice as often
         (64, 128, 4, 2),  # half the rescaling and half the steps
         (64, 128, 4, 3),
         (128, 64, 8, 2),  # less shared memory, the same two blocks
