@@ -38,7 +38,7 @@ def main() -> int:
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     readme.write_text(f"{before}{BEGIN}\n{summary(rows)}\n{END}{after}")
-    REPORT.write_text(report(rows))
+    REPORT.write_text(report(rows, left_out(RESULTS, rows)))
     plots.draw_all(rows, REPORT.with_suffix(""))
     return 0
 
@@ -53,6 +53,20 @@ def read_rows(folder: Path) -> list[Row]:
                 continue
             rows.append(row | {"file": path.name, "line": number})
     return rows
+
+
+def left_out(folder: Path, rows: list[Row]) -> list[tuple[Row, str]]:
+    """Return the measurements, with the reason, that are missing beside ``rows``: no later one took their place."""
+    shown = {(_comparison(row), row.get("side")): row["file"] for row in rows}
+    found: dict[tuple[Any, ...], tuple[Row, str]] = {}
+    for path in sorted(folder.rglob("*.jsonl")):
+        for _, row in read(path):
+            if row["kind"] not in TITLES or not (why := refusal(row)) or "ratios" not in row:
+                continue
+            key = _comparison(row), row["side"]
+            if path.name > shown.get(key, ""):
+                found[key] = row, why
+    return [found[key] for key in sorted(found)]
 
 
 def newest(rows: list[Row]) -> list[Row]:
@@ -128,9 +142,15 @@ def _weight(sides: list[Row]) -> float:
 def _summary_cells(row: Row) -> list[str]:
     other = fastest_other(row)
     strongest = f"{spread(other[1])} ({other[0]})" if other else ""
-    case = ", ".join(filter(None, (row["case"], row["direction"], row["dtype"])))
     reference = row["ratios"].get("reference")
-    return [f"`{row['name']}`", case, row["side"], spread(reference) if reference else "", strongest, row["machine"]]
+    return [
+        f"`{row['name']}`",
+        _case(row),
+        row["side"],
+        spread(reference) if reference else "",
+        strongest,
+        row["machine"],
+    ]
 
 
 def _trained(rows: list[Row]) -> str:
@@ -147,16 +167,20 @@ def _trained_cells(row: Row) -> list[str]:
 # ---- report ---------------------------------------------------------------------------------------------------------
 
 
-def report(rows: list[Row]) -> str:
-    """Return the Markdown report: per machine every side of every comparison, lost ones marked, and the plots."""
+def report(rows: list[Row], missing: Sequence[tuple[Row, str]] = ()) -> str:
+    """Return the Markdown report: per machine every side of every comparison, lost ones marked, and the plots.
+
+    ``missing`` (``left_out``) is listed by name: what was measured and is not shown is no secret.
+    """
     parts = [
         "# Benchmarks",
         "Written by `python -m benchmarks.report` from `benchmarks/results/`; do not edit. Every ratio is of two sides "
         "that ran interleaved in one process, round by round: median (20th to 80th percentile). A side counts only "
         "if its outputs agreed with float64 on the tensors that were timed. **Lost** marks what a call takes by itself "
         f"where another side was faster. Rows during which other programs took more than {ALLOWED:.0%} of the machine, "
-        "or of a tree with uncommitted changes, are left out. GB/s and TFLOP/s are the least work an op must do over "
-        "its median time, in brackets the share of what a copy and a matrix product reached in the same run.",
+        "or of a tree with uncommitted changes, are left out; the end names those that nothing newer replaces. "
+        "GB/s and TFLOP/s are the least work an op must do over its median time, in brackets the share of what a copy "
+        "and a matrix product reached in the same run.",
     ]
     for machine in sorted({row["machine"] for row in rows if row["kind"] in TITLES}):
         here = [row for row in rows if row["machine"] == machine]
@@ -166,6 +190,7 @@ def report(rows: list[Row]) -> str:
                 parts += [f"### {title}", _table(_HEAD, [cells for group in sides for cells in _sides(group)])]
         parts += [f"![{name}](benchmarks/{file})" for name, file in plots.files(here)]
         parts.append(_not_run(here))
+        parts.append(_missing([(row, why) for row, why in missing if row["machine"] == machine]))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -180,8 +205,7 @@ def _sides(group: list[Row]) -> list[list[str]]:
         other = fastest_other(row)
         lost = row is first and other is not None and other[1]["median"] < LOSS
         reference = row["ratios"].get("reference")
-        case = ", ".join(filter(None, (row["case"], row["direction"], row["dtype"])))
-        what = f"`{row['name']}` {case}" if row is first else ""
+        what = f"`{row['name']}` {_case(row)}" if row is first else ""
         side = row["side"] + (" (used)" if row.get("chosen") else "")
         strongest = f"{'**Lost** ' if lost else ''}{spread(other[1])} ({other[0]})" if other else ""
         extra = row.get("peak_extra_bytes")
@@ -218,6 +242,17 @@ def _not_run(rows: list[Row]) -> str:
     if not reasons:
         return ""
     return "\n".join(["Sides that could not run:", "", *(f"- {name}: {why}" for name, why in reasons)])
+
+
+def _missing(rows: list[tuple[Row, str]]) -> str:
+    if not rows:
+        return ""
+    lines = [f"- `{row['name']}` {_case(row)}, {row['side']}: {why}" for row, why in rows]
+    return "\n".join(["Measured last, and left out:", "", *lines])
+
+
+def _case(row: Row) -> str:
+    return ", ".join(filter(None, (row["case"], row["direction"], row["dtype"])))
 
 
 def spread(ratio: dict[str, float]) -> str:

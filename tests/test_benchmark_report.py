@@ -97,6 +97,19 @@ def test_rows_of_an_older_make_are_refused_by_name(tmp_path: Path, capsys: pytes
     assert "1.jsonl:1: refused, of an older make" in capsys.readouterr().err
 
 
+def test_what_was_measured_last_and_is_not_shown_is_named(tmp_path: Path) -> None:
+    wrong = Parity(False, 1.0, 0.1, 5, "1 against 0.1")
+    _write(tmp_path / "1.jsonl", _row(), _row(side="compile", parity=asdict(wrong)))
+    _write(tmp_path / "2.jsonl", _row(side="compile"), _row(name="y", disturbed=True, others=0.4))
+    _write(tmp_path / "3.jsonl", _row(parity=asdict(wrong)))
+    rows = report.newest(report.read_rows(tmp_path))
+    missing = report.left_out(tmp_path, rows)
+    assert [(row["name"], row["side"]) for row, _ in missing] == [("x", "native"), ("y", "native")]
+    text = report.report(rows, missing)
+    assert "- `x` c, forward, float32, native: parity failed: 1 against 0.1" in text
+    assert "- `y` c, forward, float32, native: measured while others took 40%" in text
+
+
 def test_of_an_op_the_readme_shows_the_case_that_takes_the_reference_longest(tmp_path: Path) -> None:
     slow = _row(case="slow", baseline_seconds=_spread(9.0))
     _write(tmp_path / "1.jsonl", _row(case="quick"), slow, _row(case="other", direction="backward"))
@@ -160,7 +173,8 @@ def test_readme_and_report_hold_exactly_what_the_results_say(capsys: pytest.Capt
     readme = (machine.ROOT / "README.md").read_text()
     inside = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
     assert inside == report.summary(rows).strip(), "run python -m benchmarks.report"
-    assert report.REPORT.read_text() == report.report(rows), "run python -m benchmarks.report"
+    missing = report.left_out(machine.RESULTS, rows)
+    assert report.REPORT.read_text() == report.report(rows, missing), "run python -m benchmarks.report"
 
 
 def test_large_ratios_are_whole_numbers() -> None:

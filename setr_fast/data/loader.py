@@ -54,6 +54,13 @@ class Batch:
     label: Tensor
     names: list[str]
 
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from which a GPU fetches it while it computes.
+
+        Torch's loader calls this by its name, in a thread of its own.
+        """
+        return Batch(self.image.pin_memory(), self.label.pin_memory(), self.names)
+
 
 def stream(seed: int, epoch: int, sample: int) -> np.random.Generator:
     """Return the generator that draws the changes of one sample in one epoch."""
@@ -245,6 +252,7 @@ def _from_workers(
         worker_init_fn=_start_worker,
         multiprocessing_context=context,
         prefetch_factor=_PREFETCH,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws its workers' seed from the global generator
     )
     batches = iter(loader)

@@ -10,7 +10,7 @@ from setr_fast.errors import BackendError, ConfigError
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Return the device to compute on: the named one, else the first GPU, else the CPU.
+    """Return the device to compute on: the named one, else the first GPU, else the CPU. A GPU becomes the current one.
 
     Raises: ConfigError for a name that is none; BackendError for a GPU that is not there.
     """
@@ -27,6 +27,8 @@ def pick_device(name: str | None) -> torch.device:
         )
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # what is compiled at its first call belongs to the current card
     return device
 
 

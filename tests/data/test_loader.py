@@ -98,6 +98,16 @@ def test_batches_have_the_promised_form() -> None:
     assert sorted(names[:10]) == sorted(names[10:]) == sorted(SCENES.names)
 
 
+def test_batches_reach_page_locked_memory_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.append(tensor) or tensor.clone())
+    batch = Batch(torch.rand(2, 3, 4, 4), torch.ones(2, 4, 4, dtype=torch.uint8), ["a", "b"])
+    found = torch.utils.data._utils.pin_memory.pin_memory(batch)  # what torch's loader does with what workers give
+    assert isinstance(found, Batch)
+    _assert_same([found], [batch])
+    assert [t is x for t, x in zip(locked, (batch.image, batch.label), strict=True)] == [True, True]
+
+
 def test_a_sample_is_changed_differently_in_the_next_epoch() -> None:
     batches = list(_batches())
     of_first = [

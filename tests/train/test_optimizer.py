@@ -84,6 +84,23 @@ def test_sgd_and_adamw_are_torchs_own_with_the_options_given() -> None:
     assert isinstance(build_optimizer(model, OptimConfig(betas=(0.8, 0.9))), torch.optim.AdamW)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_fused_step_on_a_card_is_the_processors(name: str) -> None:
+    config, moved = OptimConfig(name=name, lr=0.1), []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = create_model("setr_naive_vit_t16", num_classes=3, image_size=32, depth=2, taps=(0, 1)).to(device)
+        optimizer = build_optimizer(model, config)
+        assert optimizer.defaults["fused"] is (True if device == "cuda" else None)
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.01 * number)
+        optimizer.step()
+        moved.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-5, atol=1e-6)
+
+
 def test_blocks_behind_the_last_tap_are_not_trained() -> None:
     """They never run: with a gradient expected of them, several processes would wait for it."""
     model = create_model("setr_naive_vit_t16", num_classes=3, image_size=32, depth=4, taps=(0, 1, 2), aux_levels=(0, 1))
