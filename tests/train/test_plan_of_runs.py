@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,15 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from setr_fast.data.scenes.builtin import CLASSES
-from setr_fast.models.catalog import model_spec
-from setr_fast.train import plan
-from setr_fast.train.devices import GIB, Device
-from setr_fast.train.options import TrainConfig
-from setr_fast.train.plan import Layout
-
 ROOT = Path(__file__).resolve().parents[2]
-CPU = Device("cpu", 16 * GIB, 1e11, 1e11, 1e10, 1e10)
 RUNS = [
     ("setr_pup_vit_s16", 4, {}, "adamw"),
     ("setr_naive_vit_s16", 4, {}, "sgd"),
@@ -30,6 +23,22 @@ RUNS = [
     ("setr_naive_vit_t16", 8, {"recompute": "selective"}, "adamw"),
 ]
 SIDE = 256
+PLAN = """
+import json, sys
+from setr_fast.data.scenes.builtin import CLASSES
+from setr_fast.models.catalog import model_spec
+from setr_fast.train.devices import GIB, Device
+from setr_fast.train.options import TrainConfig
+from setr_fast.train.plan import Layout, make_plan
+name, batch, options, adam, side = json.loads(sys.argv[1])
+config = TrainConfig(precision="fp32", **options)
+layout = Layout(
+    batch=batch, gpus=1, shards=1, per_host=8, always=False, bf16=False, averaged=config.ema > 0, adam=adam
+)
+cpu = Device("cpu", 16 * GIB, 1e11, 1e11, 1e10, 1e10)
+planned = make_plan(model_spec(name, len(CLASSES), side), config, layout, cpu)
+print(json.dumps([planned.bytes, planned.parts]))
+"""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="plans count a process by Linux's /proc")
@@ -66,16 +75,14 @@ def test_a_run_holds_what_was_planned(
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, (tmp_path / "log").read_text()[-2000:]
 
-    config = TrainConfig(precision="fp32", **options)  # type: ignore[arg-type]
-    layout = Layout(
-        batch=batch,
-        gpus=1,
-        shards=1,
-        per_host=8,
-        always=False,
-        bf16=False,
-        averaged=config.ema > 0,
-        adam=optimizer == "adamw",
-    )
-    planned = plan.make_plan(model_spec(name, len(CLASSES), SIDE), config, layout, CPU)
-    assert planned.bytes == pytest.approx(used.ru_maxrss * 1024, rel=0.10), planned.parts
+    planned, parts = _planned(name, batch, options, optimizer == "adamw")
+    assert planned == pytest.approx(used.ru_maxrss * 1024, rel=0.10), parts
+
+
+def _planned(name: str, batch: int, options: dict[str, object], adam: bool) -> tuple[int, object]:
+    """Return the bytes planned, and their parts, in a process of its own: a plan counts what its own process holds."""
+    known = json.dumps([name, batch, options, adam, SIDE])
+    done = subprocess.run([sys.executable, "-c", PLAN, known], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    total, parts = json.loads(done.stdout.splitlines()[-1])
+    return total, parts
