@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.disturbance import ALLOWED
 from benchmarks.machine import RESULTS, ROOT
-from benchmarks.rows import read, refusal
+from benchmarks.rows import OTHER_MAKE, read, refusal
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 REPORT = ROOT / "docs" / "benchmarks.md"
@@ -77,8 +77,8 @@ def newest(rows: list[Row]) -> list[Row]:
 
 
 def _comparison(row: Row) -> tuple[Any, ...]:
-    if row["kind"] in ("trained", "checkpoint"):
-        return row["kind"], row.get("run") or row.get("case"), row["machine"]
+    if row["kind"] in OTHER_MAKE:
+        return row["kind"], row.get("run") or row["form"], row["machine"]
     return row["kind"], row["name"], row["case"], row["direction"], row["dtype"], row["machine"]
 
 
@@ -188,10 +188,19 @@ def report(rows: list[Row], missing: Sequence[tuple[Row, str]] = ()) -> str:
         for kind, title in TITLES.items():
             if sides := comparisons(here, kind):
                 parts += [f"### {title}", _table(_HEAD, [cells for group in sides for cells in _sides(group)])]
+        if loaded := [row for row in here if row["kind"] == "checkpoint"]:
+            parts += ["### Loading a ViT-L, beside reading its file", _table(_LOADING, [*map(_loading, loaded)])]
         parts += [f"![{name}](benchmarks/{file})" for name, file in plots.files(here)]
         parts.append(_not_run(here))
         parts.append(_missing([(row, why) for row, why in missing if row["machine"] == machine]))
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+_LOADING = ("format", "times as long as reading", "peak memory over the file's size")
+
+
+def _loading(row: Row) -> list[str]:
+    return [row["form"], spread(row["load_over_read"]), f"{row['peak_over_size']:.2f}"]
 
 
 _HEAD = ("what", "side", "times faster than the reference", "than the strongest other", "GB/s", "TFLOP/s", "MiB more")

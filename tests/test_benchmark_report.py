@@ -110,6 +110,15 @@ def test_what_was_measured_last_and_is_not_shown_is_named(tmp_path: Path) -> Non
     assert "- `y` c, forward, float32, native: measured while others took 40%" in text
 
 
+def test_every_format_of_a_checkpoint_has_its_line(tmp_path: Path) -> None:
+    facts = {"kind": "checkpoint", "machine": "m", "commit": "abc", "dirty": False}
+    forms = {"pth": 1.1, "npz": 1.4}
+    loads = [facts | {"form": f, "load_over_read": _spread(x), "peak_over_size": 1.03} for f, x in forms.items()]
+    _write(tmp_path / "1.jsonl", _row(), *loads)
+    text = report.report(report.newest(report.read_rows(tmp_path)))
+    assert "| pth | 1.1 (0.99..1.2) | 1.03 |\n| npz | 1.4 (1.3..1.5) | 1.03 |" in text
+
+
 def test_of_an_op_the_readme_shows_the_case_that_takes_the_reference_longest(tmp_path: Path) -> None:
     slow = _row(case="slow", baseline_seconds=_spread(9.0))
     _write(tmp_path / "1.jsonl", _row(case="quick"), slow, _row(case="other", direction="backward"))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from setr_fast.ops import OPS
 from setr_fast.ops._op import Draw
+from tests.ops.captured import assert_captured
 
 pytestmark = pytest.mark.gpu
 # Confusion counts wait for the kernel, since an illegal id must be the call's own error: they cannot be captured.
@@ -27,21 +26,8 @@ def _arguments(name: str, seed: int) -> tuple[Any, ...]:
     return case.make(Draw.on("cuda", seed=seed))
 
 
-def _outputs(value: Any) -> list[Tensor]:
-    return list(value) if isinstance(value, tuple | list) else [value]
-
-
 @pytest.mark.parametrize("name", CAPTURED)
 def test_a_captured_graph_gives_what_eager_gives(name: str) -> None:
     op, args, other = OPS[name], _arguments(name, 0), _arguments(name, 1)
     op.run("native", *args)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = _outputs(op.run("native", *args))
-    for ours, theirs in zip(args, other, strict=True):
-        if isinstance(ours, Tensor):
-            ours.copy_(theirs)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(map(torch.equal, captured, _outputs(op.run("native", *other))))
+    assert_captured(op, "native", args, other)

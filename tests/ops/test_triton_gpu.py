@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 import setr_fast
 from setr_fast.ops import OPS
 from setr_fast.ops._op import Backend, Case, Draw, Op
 from tests.kernels.imagined import compiling_only
 from tests.ops import test_registry as generated
+from tests.ops.captured import assert_captured, outputs_of
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -56,18 +54,9 @@ def test_shapes_dtypes_and_strides_are_those_that_are_promised(name: str) -> Non
 def test_two_runs_give_the_same_bits_and_so_does_a_captured_graph(name: str) -> None:
     op = OPS[name]
     args, other = (FIRST[name].make(Draw.on(DEVICE, seed=seed)) for seed in (0, 1))
-    first = _tensors(op.run("triton", *args))
-    assert all(map(torch.equal, first, _tensors(op.run("triton", *args))))
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = _tensors(op.run("triton", *args))
-    for ours, theirs in zip(args, other, strict=True):
-        if isinstance(ours, Tensor):
-            ours.copy_(theirs)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(map(torch.equal, captured, _tensors(op.run("triton", *other))))
+    first = outputs_of(op.run("triton", *args))
+    assert all(map(torch.equal, first, outputs_of(op.run("triton", *args))))
+    captured = assert_captured(op, "triton", args, other)
     assert not all(map(torch.equal, captured, first))
 
 
@@ -98,7 +87,3 @@ def test_a_label_that_is_no_class_is_an_error() -> None:
     low, labels = torch.zeros(1, 5, 2, 2, device=DEVICE), torch.full((1, 8, 8), 5, device=DEVICE)
     with setr_fast.backend("upsample_cross_entropy=triton"), pytest.raises(ValueError, match="must be 0 to 4"):
         setr_fast.ops.upsample_cross_entropy(low, labels, (8, 8))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return list(value) if isinstance(value, tuple | list) else [value]
