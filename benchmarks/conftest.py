@@ -22,6 +22,8 @@ from benchmarks.rows import Row, append, fields_of
 from benchmarks.selection import is_full, select
 from benchmarks.survive import GOES_ON
 
+os.environ.setdefault("SETR_FAST_ADOPTED", "off")  # what ships is measured, not what this machine has adopted
+
 SEED = pytest.StashKey[int]()
 SHOWN = pytest.StashKey[list[list[dict[str, Any]]]]()
 STARTED = time.strftime("%Y%m%d-%H%M%S")  # files of results are read in the order of their names, the newest last

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import torch
 
-from setr_fast.ops import OPS, _native
+from setr_fast.ops import OPS, _adopted, _native
 from setr_fast.ops._op import REFERENCE, Draw
 
 PACKAGES = ("torch", "triton", "xformers", "numpy", "pillow", "safetensors", "pybind11", "ninja")
@@ -26,6 +26,7 @@ def doctor() -> str:
         lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     else:
         lines.append("GPU: none that torch can use")
+    lines += _adoption()
     lines += ["", "compiled extension:"]
     info = _native.build_info()
     lines += [f"  {key:18s} {value}" for key, value in info.items()] or [f"  none: {_native.reason()}"]
@@ -34,6 +35,20 @@ def doctor() -> str:
         lines += ["", f"backends on {device} (* is used{', in bfloat16' if device == 'cuda' else ''}):"]
         lines += [line for name in sorted(OPS) for line in _backends(name, device)]
     return "\n".join(lines)
+
+
+def _adoption() -> list[str]:
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    path = _adopted.file()
+    if path is None:
+        return [f"adopted: {_adopted.VARIABLE} is off"]
+    found = [
+        f"  on {device}: {name} = {backend} ({dtype})"
+        for device in devices
+        for name, by_dtype in _adopted.choices(device).items()
+        for dtype, backend in by_dtype.items()
+    ]
+    return [f"adopted by `setr-fast bench --adopt` ({path}):{'' if found else ' nothing that holds here'}", *found]
 
 
 def _backends(name: str, device: str) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from setr_fast.measure import clocked, error_of, floor_of, in_turns, outputs_of, ratio
+from setr_fast.errors import BackendError
+from setr_fast.measure import LEAST, clocked, error_of, floor_of, in_turns, outputs_of, ratio, synchronize
 from setr_fast.ops import OPS
 from setr_fast.ops._op import FULL, REFERENCE, Case, Draw, Op, ShapesOnly
 
@@ -93,19 +94,49 @@ def _case(op: Op, device: str, dtype: torch.dtype) -> tuple[Case, tuple[Any, ...
 
 def _judge(op: Op, case: Case, args: tuple[Any, ...], dtype: torch.dtype, seconds: float) -> Verdict:
     used = op.choose(*args)
-    sides = {b.name: b for b in op.backends if not op.refusals(b, *args)}
-    want = outputs_of(op.reference(*args))
-    truth = outputs_of(op.reference(*_doubled(args))) if op.rounds else want
-    wrong: dict[str, str] = {}
-    for name, side in list(sides.items()):
-        factor = side.error_factor if op.rounds else 0.0
-        if why := _fault(outputs_of(op.run(name, *args)), want, truth, factor):
-            wrong[name] = why
-            del sides[name]
-    calls = {name: partial(_sample, op, name, args) for name in (*sides, REFERENCE)}
-    times = in_turns(calls, rounds=ROUNDS, seconds=seconds)
+    wrong = faults(op, args)
+    right = [b.name for b in op.backends if b.name not in wrong and not op.refusals(b, *args)]
+    times = timed(op, args, [*right, REFERENCE], seconds)
     speeds = {name: ratio(times[REFERENCE], each)["median"] for name, each in times.items()}
     return Verdict(op.name, case.name, str(dtype)[6:], used, speeds, wrong)
+
+
+def faults(op: Op, args: tuple[Any, ...]) -> dict[str, str]:
+    """Return in words what is wrong with the output of each backend that takes these arguments and is not right.
+
+    Raises: BackendError where one left the card unusable for this process.
+    """
+    want = outputs_of(op.reference(*args))
+    truth = outputs_of(op.reference(*_doubled(args))) if op.rounds else want
+    found: dict[str, str] = {}
+    for side in op.backends:
+        if side.name in found or op.refusals(side, *args):
+            continue
+        try:
+            got = outputs_of(op.run(side.name, *args))
+            synchronize()
+        except Exception as error:  # whatever it is, the others are judged all the same
+            found[side.name] = f"raised {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            _check_card(op, side.name, found[side.name])
+            continue
+        if why := _fault(got, want, truth, side.error_factor if op.rounds else 0.0):
+            found[side.name] = why
+    return found
+
+
+def timed(
+    op: Op, args: tuple[Any, ...], names: list[str], seconds: float, least: int = LEAST
+) -> dict[str, list[float]]:
+    """Return the seconds of each backend, taken in turns."""
+    samples = {name: partial(_sample, op, name, args) for name in names}
+    return in_turns(samples, rounds=ROUNDS, seconds=seconds, least=least)
+
+
+def _check_card(op: Op, name: str, why: str) -> None:
+    try:
+        synchronize()
+    except RuntimeError as error:
+        raise BackendError(f"{op.name}: backend {name} left the card unusable for this process: {why}") from error
 
 
 def _sample(op: Op, name: str, args: tuple[Any, ...], _turn: int) -> float:

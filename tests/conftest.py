@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("SETR_FAST_ADOPTED", "off")  # what ships is tested, not what this machine has adopted
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SETR_FAST_SHARED", REPOSITORY.parent / "shared"))
 

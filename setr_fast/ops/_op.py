@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import BackendError
-from setr_fast.ops import _native
+from setr_fast.ops import _adopted, _native
 
 REFERENCE = "reference"
 Bench = bool | Literal["full"]
 FULL: Literal["full"] = "full"
-UNTRIED = "never run on a GPU yet: taken only by name, with SETR_FAST_BACKEND"
+UNTRIED = (
+    "never run on a GPU yet: taken by name (SETR_FAST_BACKEND), or once `setr-fast bench --adopt` found it right here"
+)
 MOST_CHOICES = 1024  # remembered per op: pictures of any size may come by
 _PUBLIC = torch.library.Library("setr_fast", "DEF")
 _COMPILED = torch.library.Library("setr_fast_native", "DEF")
@@ -93,8 +95,8 @@ class Backend:
     reasons against a call, in words, from nothing but device, dtype and shape of tensors and the other arguments.
     ``error_factor`` is how much larger than the reference's own rounding error
     (same dtype, against float64) this backend's error may be; ``why`` explains a factor above two. ``untried``: it has
-    never run on the hardware it is for, so it serves only where it is asked for by name. ``note`` is what ``doctor``
-    adds for the reader.
+    never run on the hardware it is for, so it serves only where it is asked for by name or was adopted on the machine
+    itself. ``repeats``: equal calls give equal bits. ``note`` is what ``doctor`` adds for the reader.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Backend:
     why: str = ""
     note: str = ""
     untried: bool = False
+    repeats: bool = True
 
 
 def native(
@@ -143,6 +146,7 @@ def python(
     why: str = "",
     note: str = "",
     untried: bool = False,
+    repeats: bool = True,
 ) -> Backend:
     """Declare a Python callable ``module:function``, imported on first use.
 
@@ -162,7 +166,7 @@ def python(
         return _on_arrays(function) if arrays else function
 
     note = UNTRIED if untried else note
-    return Backend(name, find, device, _as_set(dtypes), accepts, error_factor, why, note, untried)
+    return Backend(name, find, device, _as_set(dtypes), accepts, error_factor, why, note, untried, repeats)
 
 
 @dataclass
@@ -238,10 +242,15 @@ class Op:
     def _first(self, *args: Any) -> Backend | None:
         """Return the first backend, in order of preference, that has no reason against these arguments."""
         preferred = tuple(self.prefer(*args)) if self.prefer is not None else ()
+        adopted = _adopted.choice(self.name, args)
+        if adopted == REFERENCE:
+            return None
+        preferred = (adopted, *preferred) if adopted is not None else preferred
         if preferred not in self._orders:
             first = [b for name in preferred for b in self.backends if b.name == name]
             self._orders[preferred] = (*first, *(b for b in self.backends if b.name not in preferred))
-        return next((b for b in self._orders[preferred] if not b.untried and self._serves(b, args)), None)
+        order = self._orders[preferred]
+        return next((b for b in order if (not b.untried or b.name == adopted) and self._serves(b, args)), None)
 
     def _serves(self, candidate: Backend, args: tuple[Any, ...]) -> bool:
         """Return whether there is no refusal: the same checks, but in no words and up to the first that fails."""

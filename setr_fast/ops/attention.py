@@ -220,7 +220,7 @@ def _backward_cost(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, scale: f
 
 _triton = partial(python, device="cuda", name="triton", accepts=_triton_refuses, untried=True, adapt=_contiguous)
 # The same forward, and a backward in one pass with atomic additions: its dQ is not bit-reproducible. By name only.
-_atomic = partial(_triton, name="triton_atomic")
+_atomic = partial(_triton, name="triton_atomic", repeats=False)
 
 _op = declare_op(
     "attention(Tensor qkv, float scale) -> (Tensor, Tensor)",

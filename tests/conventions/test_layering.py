@@ -12,7 +12,8 @@ BASE = {"errors", "shapes", "files", "fields"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "measure": set(),
-    "verdict": {"measure", "ops"},
+    "verdict": {"errors", "measure", "ops"},
+    "adopt": {"measure", "ops", "verdict"},
     "shapes": set(),
     "files": set(),
     "fields": {"errors"},
