@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
+from setr_fast.ops._labels import legal_labels
 from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native, python
 from setr_fast.ops.upsample_cross_entropy import (
     accumulator,
@@ -23,7 +24,6 @@ from setr_fast.ops.upsample_cross_entropy import (
     correct_and_counted,
     draw_labels,
     full_logits,
-    legal_labels,
     refuses,
     shapes,
 )
@@ -158,7 +158,10 @@ _op = declare_op(
     backward=_backward,
     cases=_cases,
     cost=_cost,
-    backends=(_ON_CPU, python(f"{_MAPS}:class_sums", name="by_class")),
+    backends=(
+        _ON_CPU,
+        python(f"{_MAPS}:class_sums", name="by_class"),
+    ),
 )
 _backward_op = declare_op(
     f"upsample_class_sums_backward(Tensor grad, Tensor logits, Tensor labels, {_SIZES}) -> Tensor",
@@ -166,6 +169,9 @@ _backward_op = declare_op(
     fake=_backward_fake,
     cases=_backward_cases,
     cost=_backward_cost,
-    backends=(_ON_CPU, python(f"{_MAPS}:class_sums_backward", name="by_class")),
+    backends=(
+        _ON_CPU,
+        python(f"{_MAPS}:class_sums_backward", name="by_class"),
+    ),
     rounds=True,
 )
