@@ -24,6 +24,7 @@ from setr_fast.ops.upsample_cross_entropy import (
     correct_and_counted,
     draw_labels,
     full_logits,
+    on_gpu,
     refuses,
     shapes,
 )
@@ -147,6 +148,7 @@ def _kernel_refuses(*args: Any) -> list[str]:
 
 
 _ON_CPU = native("cpu", dtypes=(torch.float32, torch.bfloat16), accepts=_kernel_refuses)
+_KERNELS = "upsample_class_sums"
 _MAPS = "setr_fast.ops._class_maps"
 _SIZES = "int height, int width, bool align_corners, int ignore_index, int exponent"
 
@@ -159,6 +161,7 @@ _op = declare_op(
     cases=_cases,
     cost=_cost,
     backends=(
+        on_gpu(f"{_KERNELS}:upsample_class_sums", 5, _kernel_refuses),
         _ON_CPU,
         python(f"{_MAPS}:class_sums", name="by_class"),
     ),
@@ -170,6 +173,7 @@ _backward_op = declare_op(
     cases=_backward_cases,
     cost=_backward_cost,
     backends=(
+        on_gpu(f"{_KERNELS}:upsample_class_sums_backward", None, _kernel_refuses),
         _ON_CPU,
         python(f"{_MAPS}:class_sums_backward", name="by_class"),
     ),
