@@ -2,7 +2,8 @@
 
 For whoever has a card: what is faster here by more than the spread belongs into ``LAUNCHES`` of kernels/attention.py.
 Candidates are those that compiled for sm_90 without a spill and without products one after the other; how each was
-thought to win stands beside it. A candidate whose result is not the table's is named WRONG and not timed.
+thought to win stands beside it. A candidate whose result is not the table's is named WRONG and not timed. What Triton
+specialises by warps comes last, when all else is printed: should one of these hang, only they are lost.
 """
 
 from __future__ import annotations
@@ -50,6 +51,17 @@ CANDIDATES: dict[str, tuple[tuple[int, int, int, int], ...]] = {
         (64, 64, 8, 2),
     ),
 }
+DESCRIPTORS = (
+    (128, 64, 8, 3),  # the table's launch, its loads by the copy engine: seven registers and all addresses fewer
+    (64, 128, 4, 2),
+    (64, 64, 4, 3),
+)
+"""Launches of kernels/attention_descriptors.py."""
+SPECIALISED = (
+    (128, 64, 4, 3),  # two groups of four warps and one warp that loads
+    (128, 128, 4, 2),  # the fewest steps
+)
+"""The same, loads and products by warps of their own."""
 
 
 def main() -> int:
@@ -61,14 +73,36 @@ def main() -> int:
     card = kernels.card_class(None)
     print(f"{torch.cuda.get_device_name(0)}, entries of {card}, bfloat16, {HEADS} heads of {WIDTH}, microseconds")
     for batch, tokens in SHAPES:
-        args = arguments(batch, tokens, "cuda")
-        sides = {name: graph_of(run) for name, run in checked(sides_of(*args, card)).items()}
-        times = in_turns({name: partial(_replayed, graph) for name, graph in sides.items()}, rounds=9, seconds=8.0)
-        print(f"{batch} pictures of {tokens} tokens: median (20th to 80th percentile)")
-        for name, seconds in times.items():
-            q = {key: value / CALLS * 1e6 for key, value in quantiles(seconds).items()}
-            print(f"  {name:40s} {q['median']:9.1f} ({q['p20']:.1f} to {q['p80']:.1f})")
+        qkv, grad = arguments(batch, tokens, "cuda")
+        race(f"{batch} pictures of {tokens} tokens", sides_of(qkv, grad, card) | described(qkv, DESCRIPTORS), 6.0)
+    for batch, tokens in SHAPES if card == "sm_90" else ():
+        qkv, _ = arguments(batch, tokens, "cuda")
+        table = {"forward, the table's": partial(kernels.attention, qkv, WIDTH**-0.5, card)}
+        named = f"{batch} pictures of {tokens} tokens, specialised by warps"
+        race(named, table | described(qkv, SPECIALISED, warp_specialize=True), 2.0)
     return 0
+
+
+def race(what: str, sides: dict[str, Callable[[], Any]], seconds: float) -> None:
+    """Print what each side takes."""
+    graphs = {name: graph_of(run) for name, run in checked(sides).items()}
+    times = in_turns({name: partial(_replayed, graph) for name, graph in graphs.items()}, rounds=9, seconds=seconds)
+    print(f"{what}: median (20th to 80th percentile)")
+    for name, taken in times.items():
+        q = {key: value / CALLS * 1e6 for key, value in quantiles(taken).items()}
+        print(f"  {name:48s} {q['median']:9.1f} ({q['p20']:.1f} to {q['p80']:.1f})", flush=True)
+
+
+def described(
+    qkv: Tensor, launches: tuple[tuple[int, int, int, int], ...], *, warp_specialize: bool = False
+) -> dict[str, Callable[[], Any]]:
+    """Return launches of the forward with tensor descriptors, on cards that have the copy engine."""
+    if qkv.is_cuda and torch.cuda.get_device_capability(qkv.device)[0] < 9:
+        return {}
+    kernels, plain = (importlib.import_module(f"setr_fast.kernels.{n}") for n in ("attention_descriptors", "attention"))
+    how = "forward descriptors, by warps" if warp_specialize else "forward descriptors"
+    run = partial(kernels.attention, qkv, WIDTH**-0.5, warp_specialize=warp_specialize)
+    return {f"{how} {launch}": partial(run, launch=plain.Launch(*launch)) for launch in launches}
 
 
 def arguments(batch: int, tokens: int, device: str) -> tuple[Tensor, Tensor]:

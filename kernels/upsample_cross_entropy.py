@@ -128,7 +128,7 @@ def _cells(
                     is_label = lanes == label.to(tl.int32)
                     log_sum = tl.math.log(sum_of_powers)
                     below = log_sum - tl.sum(tl.where(is_label, score - largest, 0.0), 0)
-                    # A label that is no class, which only a captured graph lets through, counts for nothing.
+                    # A label that is no class, which whoever calls may let through, counts for nothing.
                     is_class = (label >= 0) & (label < K)
                     weight = is_class.to(tl.float32)
                     if CLASS_WEIGHTS:
@@ -184,15 +184,17 @@ def upsample_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss, the counts of right and counted pixels, and the gradient in the layout of the logits.
 
-    Raises: ValueError for a label that is no class; looking for one waits for the device, but not in graph capture.
+    Nothing waits for the device. Whoever calls has looked for labels that are no class.
     """
-    counts = _checked(labels, logits.shape[1], ignore_index)
+    counts = labels != ignore_index
     counted = counts.sum()
     divisor = counted.double()
     if averaging == "all":
         divisor = torch.full_like(divisor, labels.numel())
     elif averaging == "valid" and class_weights is not None:
-        divisor = (class_weights[labels.long().where(counts, 0)] * counts).sum(dtype=torch.float64)
+        divisor = (class_weights[labels.long().where(counts, 0).clamp(0, len(class_weights) - 1)] * counts).sum(
+            dtype=torch.float64
+        )
     share = torch.where(divisor > 0, 1.0 / divisor, 0.0)
     total, hits, gradient = _run(
         logits, labels, (height, width), align_corners, ignore_index,
@@ -206,7 +208,7 @@ def upsample_cross_entropy_map(
     logits: Tensor, labels: Tensor, height: int, width: int, align_corners: bool, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of each pixel [B, H, W] and the counts of right and counted pixels."""
-    counts = _checked(labels, logits.shape[1], ignore_index)
+    counts = labels != ignore_index
     losses = torch.zeros(labels.shape, dtype=torch.float32, device=logits.device)
     _, hits, _ = _run(logits, labels, (height, width), align_corners, ignore_index, losses=losses)
     return losses, torch.stack((hits, counts.sum()))
@@ -300,17 +302,3 @@ def axis_tables(low: int, size: int, align_corners: bool, device: torch.device) 
     source = position.to(torch.int64).clamp_max(low - 1)
     first = torch.searchsorted(source, torch.arange(low + 1))
     return first.to(device, torch.int32), (position - source).clamp_max(1.0).to(device)
-
-
-def _checked(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Return which pixels count."""
-    counts = labels != ignore_index
-    illegal = counts & ((labels < 0) | (labels >= num_classes))
-    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
-        return counts
-    if bool(illegal.any()):
-        raise ValueError(
-            f"upsample_cross_entropy: every label must be 0 to {num_classes - 1} or the ignored label {ignore_index}, "
-            f"got {int(labels[illegal][0])}"
-        )
-    return counts

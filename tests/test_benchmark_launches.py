@@ -10,9 +10,34 @@ import pytest
 import torch
 
 from benchmarks import launches
+from tests.kernels import ahead
 
-pytest.importorskip("triton", reason="needs triton, which only Linux has")
+triton = pytest.importorskip("triton", reason="needs triton, which only Linux has")
 ENTRIES = [(kernel, launch) for kernel, many in launches.CANDIDATES.items() for launch in many]
+
+
+@pytest.mark.parametrize(
+    ("launch", "by_warps"),
+    [(launch, False) for launch in launches.DESCRIPTORS] + [(launch, True) for launch in launches.SPECIALISED],
+)
+def test_a_candidate_with_descriptors_loads_by_the_copy_engine(launch: Any, by_warps: bool) -> None:
+    function = importlib.import_module("setr_fast.kernels.attention_descriptors")._attention_forward_descriptors
+    rows, columns, num_warps, num_stages = launch
+    kinds = {name: f"tensordesc<bf16[{block},64]>" for name, block in (("queries", rows), ("keys", columns))}
+    kinds |= {"out": "*bf16", "lse": "*fp32", "scale": "fp32"}
+    constants = {"H": 16, "E": 64, "BLOCK_M": rows, "BLOCK_N": columns, "WARP_SPECIALIZE": by_warps}
+    try:
+        built = ahead.build(function, kinds, constants, 90, num_warps=num_warps, num_stages=num_stages)
+    except RuntimeError as error:
+        if not by_warps or triton.__version__.startswith("3.6."):
+            raise
+        pytest.skip(f"triton {triton.__version__} cannot specialise these warps ({error}); 3.6.0, which is meant, can")
+    assert built.spilled_bytes == 0
+    assert built.shared_bytes <= 227 * 1024
+    assert "serializ" not in built.log.lower(), built.log
+    assert "cp.async.bulk.tensor" in built.ptx
+    assert "wgmma.mma_async" in built.ptx
+    assert ("setmaxnreg" in built.ptx) == by_warps, "warps of their own take and give back registers"
 
 
 @pytest.mark.slow

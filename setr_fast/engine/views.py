@@ -135,7 +135,10 @@ class Assembly:
         self.classes = torch.empty(0 if take_rows else self.height, width, dtype=class_dtype(num_classes))
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64) if labels is not None else None
         self._store: Tensor | None = None
+        self._found = self.classes
         self._tables: list[Tensor] = []
+        self._rows: list[tuple[Tensor, ...]] = []
+        self._row_taps: list[list[int]] = []
         self._done = 0
 
     @property
@@ -203,9 +206,7 @@ class Assembly:
             # bfloat16 stays, which halves what is held.
             dtype = logits.dtype if logits.dtype in (torch.bfloat16, torch.float64) else torch.float32
             self._store = torch.empty(self.values(), dtype=dtype, device=logits.device)
-            starts = [torch.from_numpy(grid.columns.start).flatten() for grid in self._grids]
-            weights = [torch.from_numpy(grid.columns.weight).flatten() for grid in self._grids]
-            self._tables = [torch.cat(starts).to(logits.device), torch.cat(weights).to(logits.device)]
+            self._prepare(logits.device)
         begin = sum(grid.values(self.num_classes) for grid in self._grids[: request.view])
         grid = self._grids[request.view]
         place = request.down % grid.slots * len(grid.lefts) + request.across
@@ -213,35 +214,65 @@ class Assembly:
         shape = logits.shape[1], logits.shape[0], logits.shape[2]
         return self._store[begin + place * count : begin + (place + 1) * count].view(shape)
 
+    def _prepare(self, device: torch.device) -> None:
+        """Make all tables and, for a card, bring them there in one copy a table; make room for what is found there."""
+        starts = [torch.from_numpy(grid.columns.start).flatten() for grid in self._grids]
+        weights = [torch.from_numpy(grid.columns.weight).flatten() for grid in self._grids]
+        self._tables = [_sent(torch.cat(starts), device), _sent(torch.cat(weights), device)]
+        rows, shares = [], []
+        for begin in range(0, self.height, ROWS):
+            tables = [grid.row_table(begin, min(begin + ROWS, self.height)) for grid in self._grids]
+            rows.append(torch.cat([source.flatten() for source, _ in tables]))
+            shares.append(torch.cat([weight.flatten() for _, weight in tables]))
+            self._row_taps.append([source.shape[1] for source, _ in tables])
+        lengths = [len(part) for part in rows]
+        self._rows = [_sent(torch.cat(whole), device).split(lengths) for whole in (rows, shares)]
+        if _apart(device) and self._take_rows is None:
+            self._found = torch.empty(self.classes.shape, dtype=self.classes.dtype, device=device)
+
     def _complete(self, begin: int, end: int) -> bool:
         return all(grid.missing[down] == 0 for grid in self._grids for down in grid.needed(begin, end))
 
     def _make(self, begin: int, end: int) -> None:
         assert self._store is not None
-        rows = [grid.row_table(begin, end) for grid in self._grids]
-        facts = []
-        for grid, (source, _) in zip(self._grids, rows, strict=True):
-            facts += [grid.slots, len(grid.lefts), *grid.geometry.low, grid.columns.weight.shape[1], source.shape[1]]
-        device = self._store.device
-        columns, column_weights = self._tables
-        sources = torch.cat([source.flatten() for source, _ in rows]).to(device)
-        weights = torch.cat([weight.flatten() for _, weight in rows]).to(device)
-        size = [end - begin, self.columns[1] - self.columns[0]]
+        facts, part = [], begin // ROWS
+        for grid, row_taps in zip(self._grids, self._row_taps[part], strict=True):
+            facts += [grid.slots, len(grid.lefts), *grid.geometry.low, grid.columns.weight.shape[1], row_taps]
         tables: dict[str, Any] = {
-            "columns": columns,
-            "column_weights": column_weights,
-            "rows": sources,
-            "row_weights": weights,
+            "columns": self._tables[0],
+            "column_weights": self._tables[1],
+            "rows": self._rows[0][part],
+            "row_weights": self._rows[1][part],
         }
+        size = [end - begin, self.columns[1] - self.columns[0]]
         shape: dict[str, Any] = {"views": facts, "num_classes": self.num_classes, "size": size}
         if self._take_rows is not None:
             several = self.probabilities and len(self._grids) > 1
             self._take_rows(begin, upsample_accumulate(self._store, **tables, **shape, probabilities=several))
         else:
-            shape |= {"probabilities": self.probabilities, "ignore_index": self.ignore_index}
-            shape["labels"] = None if self._labels is None else self._labels[begin:end].to(device)
+            here = None if self._labels is None or _apart(self._store.device) else self._labels[begin:end]
+            shape |= {"probabilities": self.probabilities, "ignore_index": self.ignore_index, "labels": here}
             found, counts = upsample_accumulate_argmax(self._store, **tables, **shape)
-            self.classes[begin:end].copy_(found)
-            if self.counts is not None:
-                self.counts += counts.cpu()
+            self._found[begin:end].copy_(found)
+            if self.counts is not None and here is not None:
+                self.counts += counts
         self._done = end
+        if self.done and self._found is not self.classes:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Bring the classes from the card, the one wait for it, and count them here."""
+        self.classes.copy_(self._found)
+        self._found = self.classes
+        if self._labels is not None and self.counts is not None:
+            self.counts += confusion_matrix(self.classes, self._labels, self.num_classes, self.ignore_index)
+
+
+def _apart(device: torch.device) -> bool:
+    """Return whether logits lie in a memory of their own, from which classes come in one copy a picture."""
+    return device.type != "cpu"
+
+
+def _sent(table: Tensor, device: torch.device) -> Tensor:
+    """Return a table on a device; where that is a card, nothing waits for the copy."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from setr_fast.ops._labels import class_counts
 from setr_fast.ops.upsample_class_sums import upsample_class_sums
 from setr_fast.ops.upsample_cross_entropy import LossAndAccuracy
 from setr_fast.ops.upsample_lovasz import upsample_lovasz
@@ -30,8 +30,7 @@ def dice_loss(
     Source: Milletari et al. 2016, arXiv 1606.04797, section 3; PaddleSeg, DiceLoss.
     """
     sums = upsample_class_sums(logits_BKhw, labels_BHW, size, align_corners, ignore_index, exponent)
-    labels = labels_BHW[labels_BHW != ignore_index].long()
-    counts = torch.bincount(labels, minlength=logits_BKhw.shape[1])
+    counts = class_counts(labels_BHW, logits_BKhw.shape[1], ignore_index)
     terms = 1.0 - (2.0 * sums.here + smooth) / (sums.everywhere + counts + smooth + 1e-5)
     weighted = terms if class_weights is None else terms * class_weights.to(terms)
     return LossAndAccuracy(weighted.mean(), sums.accuracy)

@@ -78,7 +78,8 @@ def pixel_weights(labels: Tensor, valid: Tensor, class_weights: Tensor | None, d
     """Return each pixel's class weight, 0 where the label is ignored."""
     if class_weights is None:
         return valid.to(dtype)
-    return class_weights.to(labels.device, dtype)[labels.long().where(valid, 0)] * valid
+    classes = labels.long().where(valid, 0).clamp(0, len(class_weights) - 1)  # an index beyond them ends a card's work
+    return class_weights.to(labels.device, dtype)[classes] * valid
 
 
 def _divisor(valid: Tensor, weights: Tensor, averaging: str) -> Tensor | int:
@@ -91,31 +92,30 @@ def _divisor(valid: Tensor, weights: Tensor, averaging: str) -> Tensor | int:
 
 def _kept_by_mmseg(losses: Tensor, valid: Tensor, threshold: float | None, min_kept: int) -> Tensor:
     """Return which pixels are hard; ignored ones may be among them."""
-    wanted, count = min_kept * len(losses), int(valid.sum())
-    if not count:
-        return valid
-    if threshold is None:
-        if wanted >= count:
-            return valid
+    wanted = min_kept * len(losses)
+    if threshold is None:  # ignored pixels come last
         kept = torch.zeros_like(losses, dtype=torch.bool)
-        kept.view(-1)[losses.where(valid, -1.0).flatten().topk(wanted).indices] = True
-        return kept
-    nth = _nth_least(torch.exp(-losses), valid, min(wanted, count - 1))
+        largest = losses.where(valid, -1.0).flatten().topk(min(wanted, losses.numel())).indices
+        return kept.view(-1).index_fill_(0, largest, True).view_as(losses)
+    nth = _nth_least(torch.exp(-losses), valid, (valid.sum() - 1).clamp(0, wanted))
     return torch.exp(-losses) < nth.clamp_min(threshold)
 
 
 def _kept_by_paddleseg(losses: Tensor, valid: Tensor, threshold: float | None, min_kept: int) -> Tensor:
     """Return which pixels are hard; ignored ones may be among them."""
-    if min_kept >= int(valid.sum()):
-        return valid
-    nth = _nth_least(torch.exp(-losses), valid, min_kept - 1)
-    return torch.exp(-losses) < (nth if threshold is None else nth.clamp_min(threshold))
+    place = torch.full_like(valid.sum(), min(max(min_kept - 1, 0), max(valid.numel() - 1, 0)))
+    nth = _nth_least(torch.exp(-losses), valid, place)
+    hard = torch.exp(-losses) < (nth if threshold is None else nth.clamp_min(threshold))
+    return hard | (valid.sum() <= min_kept)
 
 
-def _nth_least(probability: Tensor, valid: Tensor, place: int) -> Tensor:
-    """Return the probability that ``place`` others of those that count lie below."""
+def _nth_least(probability: Tensor, valid: Tensor, place: Tensor) -> Tensor:
+    """Return the probability that ``place`` others of those that count lie below; all is 2 where none count."""
     last = probability.where(valid, 2.0).flatten()
-    if last.is_cuda:
-        return last.kthvalue(place + 1).values
+    if not last.numel():
+        return last.new_full((), 2.0)
+    if last.device.type != "cpu":  # a place that only the card knows
+        return last.sort().values.gather(0, place.view(1))[0]
     # On a CPU kthvalue takes fifty times as long.
-    return torch.from_numpy(np.partition(last.numpy(), place)[place : place + 1])[0]
+    at = int(place)
+    return torch.from_numpy(np.partition(last.numpy(), at)[at : at + 1])[0]

@@ -60,7 +60,7 @@ def keep(shape: torch.Size | tuple[int, ...], rate: float, device: torch.device)
     """Return which values are kept: false with probability ``rate``. Shapes: [B, ...]."""
     if _places is None:
         return torch.empty(shape, device=device).bernoulli_(1.0 - rate).bool()
-    key = torch.randint(0, 2**62, (), dtype=torch.int64).to(device)
+    key = torch.randint(0, 2**62, (), dtype=torch.int64)  # stays here: it travels as an argument, without a wait
     count = 1
     for size in shape[1:]:
         count *= size

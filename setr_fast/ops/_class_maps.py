@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from setr_fast.ops.upsample_cross_entropy import accumulator, kept_dtype, legal_labels
+from setr_fast.ops._labels import class_counts, legal_labels
+from setr_fast.ops.upsample_cross_entropy import accumulator, kept_dtype
 
 Slope = Callable[[Tensor, Tensor, int], Tensor | None]
 """(p, where the class is, class) -> the derivative of the loss by p; None for a class left out."""
@@ -127,7 +128,7 @@ def class_sums(
     sums = torch.zeros(2, logits.shape[1], dtype=maps.dtype, device=logits.device)
     for index in range(logits.shape[1]):
         p = maps.probability(index)
-        sums[0, index] = p[(maps.truth == index) & maps.valid].sum()
+        sums[0, index] = (p * (maps.truth == index)).sum()
         sums[1, index] = (p**exponent).sum()
     return sums, maps.pixels()
 
@@ -163,25 +164,29 @@ def lovasz(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Serve ``upsample_lovasz``."""
     maps = ClassMaps(logits, labels, (height, width), align_corners, ignore_index)
-    valid = maps.valid
-    present = torch.unique(maps.truth[valid]).tolist()
+    counts = class_counts(labels, logits.shape[1], ignore_index)
+    shares = (counts > 0) / (counts > 0).sum().clamp_min(1).to(maps.dtype)
+    shares = shares if class_weights is None else shares * class_weights.to(maps.dtype)
+    # The one wait for the device: classes that are not there need no sorting. A captured graph sorts all of them.
+    capturing = logits.is_cuda and torch.cuda.is_current_stream_capturing()
+    present = [True] * logits.shape[1] if capturing else (counts > 0).tolist()
     loss = torch.zeros((), dtype=maps.dtype, device=logits.device)
 
     def slope(p: Tensor, here: Tensor, index: int) -> Tensor | None:
         nonlocal loss
-        if index not in present:
+        if not present[index]:
             return None
-        share = 1.0 / len(present) if class_weights is None else class_weights[index].to(p) / len(present)
-        at = here[valid]
-        errors, order = torch.where(at, 1.0 - p[valid], p[valid]).sort(descending=True, stable=True)
-        steps = jaccard_steps(at[order]).to(p.dtype)
-        loss = loss + share * (errors * steps).sum()
-        of_sorted = torch.empty_like(steps).scatter_(0, order, steps)
-        return share * torch.zeros_like(p).masked_scatter(valid, torch.where(at, -of_sorted, of_sorted))
+        errors = torch.where(here, 1.0 - p, p).masked_fill_(~maps.valid, -1.0)  # ignored pixels come last: no step
+        errors, order = errors.flatten().sort(descending=True, stable=True)
+        steps = jaccard_steps(here.flatten()[order]).to(p.dtype)
+        loss = loss + shares[index] * (errors * steps).sum()
+        of_pixels = torch.empty_like(steps).scatter_(0, order, steps).view_as(p)
+        return shares[index] * torch.where(here, -of_pixels, of_pixels)
 
     if not with_gradient:
-        for index in present:
-            slope(maps.probability(index), (maps.truth == index) & valid, index)
+        for index in range(logits.shape[1]):
+            if present[index]:
+                slope(maps.probability(index), (maps.truth == index) & maps.valid, index)
         return loss, maps.pixels(), logits.new_empty(0)
     gradient = maps.gradient(slope)
     return loss, maps.pixels(), torch.empty_like(logits, dtype=kept_dtype(logits)).copy_(gradient)

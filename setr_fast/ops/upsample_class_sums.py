@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
+from setr_fast.ops._labels import legal_labels
 from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native, python
 from setr_fast.ops.upsample_cross_entropy import (
     accumulator,
@@ -23,7 +24,7 @@ from setr_fast.ops.upsample_cross_entropy import (
     correct_and_counted,
     draw_labels,
     full_logits,
-    legal_labels,
+    on_gpu,
     refuses,
     shapes,
 )
@@ -147,6 +148,7 @@ def _kernel_refuses(*args: Any) -> list[str]:
 
 
 _ON_CPU = native("cpu", dtypes=(torch.float32, torch.bfloat16), accepts=_kernel_refuses)
+_KERNELS = "upsample_class_sums"
 _MAPS = "setr_fast.ops._class_maps"
 _SIZES = "int height, int width, bool align_corners, int ignore_index, int exponent"
 
@@ -158,7 +160,11 @@ _op = declare_op(
     backward=_backward,
     cases=_cases,
     cost=_cost,
-    backends=(_ON_CPU, python(f"{_MAPS}:class_sums", name="by_class")),
+    backends=(
+        on_gpu(f"{_KERNELS}:upsample_class_sums", 5, _kernel_refuses),
+        _ON_CPU,
+        python(f"{_MAPS}:class_sums", name="by_class"),
+    ),
 )
 _backward_op = declare_op(
     f"upsample_class_sums_backward(Tensor grad, Tensor logits, Tensor labels, {_SIZES}) -> Tensor",
@@ -166,6 +172,10 @@ _backward_op = declare_op(
     fake=_backward_fake,
     cases=_backward_cases,
     cost=_backward_cost,
-    backends=(_ON_CPU, python(f"{_MAPS}:class_sums_backward", name="by_class")),
+    backends=(
+        on_gpu(f"{_KERNELS}:upsample_class_sums_backward", None, _kernel_refuses),
+        _ON_CPU,
+        python(f"{_MAPS}:class_sums_backward", name="by_class"),
+    ),
     rounds=True,
 )

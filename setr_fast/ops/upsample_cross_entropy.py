@@ -7,7 +7,7 @@ Design and measurements: docs/design/0007-upsample-cross-entropy.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
+from setr_fast.ops._labels import legal_labels, looks_first
 from setr_fast.ops._op import FULL, Backend, Bench, Case, Cost, Draw, declare_op, native, python
 
 AVERAGINGS = ("all", "valid", "count")
@@ -115,21 +116,6 @@ def full_logits(logits: Tensor, labels: Tensor, height: int, width: int, align_c
     return logits[..., : labels.shape[-2], : labels.shape[-1]]
 
 
-def legal_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Return labels as int64 after a look at each of them.
-
-    Raises: ShapeError for one that is neither a class nor ``ignore_index``.
-    """
-    labels = labels.long()
-    illegal = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
-    if illegal.numel():
-        raise ShapeError(
-            f"upsample_cross_entropy: every label must be 0 to {num_classes - 1} or the ignored label {ignore_index}, "
-            f"got {int(illegal[0])}"
-        )
-    return labels
-
-
 def correct_and_counted(full: Tensor, truth: Tensor, ignore_index: int) -> Tensor:
     """Return the number of pixels whose first largest logit is their label's, and of those that are not ignored."""
     counts = truth != ignore_index
@@ -158,7 +144,7 @@ def _reference(
     class_weights = None if class_weights is None else class_weights.detach()
     divisor: Tensor | int = max(truth.numel(), 1) if averaging == "all" else counts.sum()
     if averaging == "valid" and class_weights is not None:
-        divisor = class_weights[truth[counts]].sum()
+        divisor = (class_weights[truth.where(counts, 0)] * counts).sum()
 
     def loss_of(low: Tensor) -> tuple[Tensor, Tensor]:
         full = full_logits(low, labels, height, width, align_corners)
@@ -212,9 +198,14 @@ def _backward(ctx: Any, grad: Tensor | None, _pixels: Tensor | None, _gradient: 
     if not ctx.with_gradient:
         raise ShapeError("upsample_cross_entropy: with_gradient must be true where the logits need one, got false")
     (gradient,) = ctx.saved_tensors
+    return (scaled(gradient, grad, ctx.dtype), *(None,) * 9)
+
+
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient that the forward pass made times a scalar."""
     if gradient.is_cuda and gradient.dtype is torch.bfloat16:  # it would round the scalar to 16 bits first
         gradient = gradient.float()
-    return ((gradient * grad).to(ctx.dtype), *(None,) * 9)
+    return (gradient * factor).to(dtype)
 
 
 def kept_dtype(logits: Tensor) -> torch.dtype:
@@ -274,11 +265,25 @@ def _cost(logits: Tensor, labels: Tensor, *_: Any) -> Cost:
     return Cost(bytes=2 * logits.nbytes + labels.nbytes, flops=24 * labels.numel() * logits.shape[1])
 
 
-def on_gpu(name: str) -> Backend:
-    """Declare a launcher of kernels/upsample_cross_entropy.py."""
-    dtypes = (torch.float16, torch.bfloat16, torch.float32)
-    target = f"setr_fast.kernels.upsample_cross_entropy:{name}"
-    return python(target, device="cuda", name="triton", dtypes=dtypes, accepts=refuses, untried=True)
+def on_gpu(target: str, ignore_index_at: int | None, accepts: Callable[..., list[str]] = refuses) -> Backend:
+    """Declare a launcher ``file:function`` of kernels/, and which of its arguments says what label is ignored.
+
+    None: its labels were looked at before, in the forward pass.
+    """
+    return python(
+        f"setr_fast.kernels.{target}",
+        device="cuda",
+        name="triton",
+        adapt=None if ignore_index_at is None else looks_first(ignore_index_at),
+        dtypes=(torch.float16, torch.bfloat16, torch.float32),
+        accepts=accepts,
+        untried=True,
+    )
+
+
+def by_rows(name: str) -> Backend:
+    """Declare what serves where no kernel does: PyTorch's ops on a band of rows after the other, any device."""
+    return python(f"setr_fast.ops._bands:{name}", name="by_rows")
 
 
 ON_CPU = native("cpu", dtypes=(torch.float32, torch.bfloat16), accepts=refuses)
@@ -293,5 +298,5 @@ _op = declare_op(
     backward=_backward,
     cases=_cases,
     cost=_cost,
-    backends=(on_gpu("upsample_cross_entropy"), ON_CPU),
+    backends=(on_gpu("upsample_cross_entropy:upsample_cross_entropy", 6), ON_CPU, by_rows("cross_entropy")),
 )

@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
+from setr_fast.ops._labels import legal_labels
 from setr_fast.ops._op import Case, Cost, Draw, declare_op
 from setr_fast.ops.upsample_cross_entropy import (
     ON_CPU,
     accumulator,
     accuracy_of,
+    by_rows,
     check_loss,
     correct_and_counted,
     draw_labels,
     full_logits,
-    legal_labels,
     on_gpu,
     shapes,
 )
@@ -126,6 +127,7 @@ def _backward_cost(grad: Tensor, logits: Tensor, labels: Tensor, *_: Any) -> Cos
     return Cost(bytes=2 * logits.nbytes + grad.nbytes + labels.nbytes, flops=flops)
 
 
+_KERNELS = "upsample_cross_entropy"
 _SIZES = "int height, int width, bool align_corners, int ignore_index"
 
 _op = declare_op(
@@ -136,7 +138,7 @@ _op = declare_op(
     backward=_backward,
     cases=_cases,
     cost=_cost,
-    backends=(on_gpu("upsample_cross_entropy_map"), ON_CPU),
+    backends=(on_gpu(f"{_KERNELS}:upsample_cross_entropy_map", 5), ON_CPU, by_rows("loss_map")),
 )
 _backward_op = declare_op(
     f"upsample_cross_entropy_map_backward(Tensor grad, Tensor logits, Tensor labels, {_SIZES}) -> Tensor",
@@ -144,6 +146,6 @@ _backward_op = declare_op(
     fake=_backward_fake,
     cases=_backward_cases,
     cost=_backward_cost,
-    backends=(on_gpu("upsample_cross_entropy_map_backward"), ON_CPU),
+    backends=(on_gpu(f"{_KERNELS}:upsample_cross_entropy_map_backward", None), ON_CPU, by_rows("loss_map_backward")),
     rounds=True,
 )

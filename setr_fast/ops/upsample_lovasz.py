@@ -15,6 +15,7 @@ from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops._class_maps import jaccard_steps
+from setr_fast.ops._labels import legal_labels
 from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native, python
 from setr_fast.ops.upsample_cross_entropy import (
     LossAndAccuracy,
@@ -25,8 +26,8 @@ from setr_fast.ops.upsample_cross_entropy import (
     draw_labels,
     full_logits,
     kept_dtype,
-    legal_labels,
     refuses,
+    scaled,
     shapes,
 )
 
@@ -133,7 +134,7 @@ def _backward(ctx: Any, grad: Tensor | None, _pixels: Tensor | None, _gradient: 
     if not ctx.with_gradient:
         raise ShapeError("upsample_lovasz: with_gradient must be true where the logits need one, got false")
     (gradient,) = ctx.saved_tensors
-    return ((gradient * grad).to(ctx.dtype), *(None,) * 7)
+    return (scaled(gradient, grad, ctx.dtype), *(None,) * 7)
 
 
 def _cases() -> Iterator[Case]:

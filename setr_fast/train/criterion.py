@@ -35,10 +35,14 @@ def build_criterion(config: LossConfig, num_classes: int) -> Criterion:
         "lovasz": _unaveraged(lovasz_loss),
     }
     shares = config.weights * (len(config.kind) if len(config.weights) == 1 else 1)
-    chosen = [partial(build[kind], class_weights=weights) for kind in config.kind]
+    chosen = [build[kind] for kind in config.kind]
+    there: dict[torch.device, Tensor | None] = {}  # a copy to a card in every step would wait for it
 
     def criterion(logits_low: Tensor, labels: Tensor, **place: Any) -> LossAndAccuracy:
-        results = [part(logits_low, labels, **place) for part in chosen]
+        device = logits_low.device
+        if device not in there:
+            there[device] = None if weights is None else weights.to(device)
+        results = [part(logits_low, labels, class_weights=there[device], **place) for part in chosen]
         total = torch.stack([share * result.loss for share, result in zip(shares, results, strict=True)]).sum()
         return LossAndAccuracy(total, results[0].accuracy)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from setr_fast.data.loader import Batch
-from setr_fast.errors import DivergedError
+from setr_fast.errors import DataError, DivergedError
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.spec import ModelSpec
 from setr_fast.nn import chance
+from setr_fast.ops._labels import ALL_LEGAL, illegal_labels, illegal_text, labels_known
 from setr_fast.train.options import TrainConfig
 from setr_fast.train.parallel import synchronise_gradients
 from setr_fast.train.ranks import Ranks
@@ -57,7 +58,11 @@ def take_step(
     images = batch.image.to(ranks.device, non_blocking=True)
     labels = batch.label.to(ranks.device, non_blocking=True)
     counted = _counted(labels, model.spec)
-    everywhere = ranks.sum(counted.sum()).clamp_min(1)
+    wrong_B = illegal_labels(labels, model.spec.num_classes, model.spec.ignore_index)
+    sums = ranks.sum(torch.stack((counted.sum(), (wrong_B != ALL_LEGAL).sum().double())))
+    everywhere, wrong = sums[0].clamp_min(1), sums[1:]
+    if _answers_at_once(ranks.device) and wrong.item():
+        raise _no_classes(batch, wrong_B, model.spec, ranks)
     places_B = torch.arange(len(images), device=ranks.device) * ranks.world_size + ranks.rank
     parts = min(config.accumulate, len(images))
     totals = torch.zeros(2, device=ranks.device, dtype=torch.float64)
@@ -66,14 +71,17 @@ def take_step(
         share = counted[chosen].sum() / everywhere
         synchronise_gradients(step_loss, part == parts - 1)
         _seed(config.seed, step, ranks)
-        with chance.places(places_B[chosen]):
+        with chance.places(places_B[chosen]), labels_known():
             with autocast(config, ranks):
                 loss, accuracy = step_loss(images[chosen], labels[chosen])
             (loss * (share * ranks.world_size)).backward()  # gradients are averaged over the ranks: times their number
         totals += torch.stack((loss.detach().double(), accuracy.double())) * share
-    norm = _clip(model, config.clip_norm)
-    loss_everywhere, right = ranks.sum(totals).tolist()
-    outcome = Outcome(loss_everywhere, right, norm)
+    norm = _clip(model, config.clip_norm, totals)
+    # The only wait for the device in a step.
+    loss_everywhere, right, any_wrong, norm_read = torch.cat((ranks.sum(totals), wrong, norm.view(1))).tolist()
+    if any_wrong:
+        raise _no_classes(batch, wrong_B, model.spec, ranks)
+    outcome = Outcome(loss_everywhere, right, norm_read)
     if outcome.finite:
         optimizer.step()
     return outcome
@@ -121,12 +129,26 @@ def _counted(labels_BHW: Tensor, spec: ModelSpec) -> Tensor:
     return (labels_BHW != spec.ignore_index).sum((1, 2)).double()
 
 
-def _clip(model: nn.Module, largest: float) -> float:
-    """Clip the gradient of all parameters to a norm, where one is set, and return what its norm was."""
+def _answers_at_once(device: torch.device) -> bool:
+    """Return whether reading a value stops nothing; a card is asked once, at the end of a step."""
+    return device.type == "cpu"
+
+
+def _no_classes(batch: Batch, wrong_B: Tensor, spec: ModelSpec, ranks: Ranks) -> BaseException:
+    """Return what to raise for labels that are no class, with their pictures' names (a collective)."""
+    named = zip(wrong_B.tolist(), batch.names, strict=True)
+    found = [pair for group in ranks.every([pair for pair in named if pair[0] != ALL_LEGAL]) for pair in group]
+    names = ", ".join(name for _, name in found[:16]) + (f" and {len(found) - 16} more" if len(found) > 16 else "")
+    text = illegal_text(found[0][0], spec.num_classes, spec.ignore_index)
+    return ranks.by_one_voice(DataError(f"train: {text} in {names}; correct these masks, no step was taken on them"))
+
+
+def _clip(model: nn.Module, largest: float, like: Tensor) -> Tensor:
+    """Clip the gradient of all parameters to a norm, where one is set; return what it was, a scalar as of ``like``."""
     if not largest:
-        return 0.0
+        return like.new_zeros(())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(like)
 
 
 def _seed(seed: int, step: int, ranks: Ranks) -> None:

@@ -134,6 +134,20 @@ def test_classes_are_the_largest_scores(ratios, flip, probabilities, columns):
     assert torch.equal(done.counts, cells.reshape(CLASSES, CLASSES))
 
 
+def test_classes_come_from_a_card_in_one_copy_and_are_counted_here(monkeypatch):
+    """Any device but the processor: nothing is brought over, or counted, before the picture is done."""
+    views = [view_of(torch.randn(3, 300, 70), (40, 30), (25, 20), mirrored) for mirrored in (False, True)]
+    labels = torch.randint(0, CLASSES, (300, 70), dtype=torch.uint8)
+    here = finish(Assembly(views, (300, 70), CLASSES, geometry, labels=labels))
+    monkeypatch.setattr("setr_fast.engine.views._apart", lambda device: True)
+    copies, copy = [], Assembly._fetch
+    monkeypatch.setattr(Assembly, "_fetch", lambda self: (copies.append(self._done), copy(self)))
+    there = finish(Assembly(views, (300, 70), CLASSES, geometry, labels=labels))
+    assert copies == [300]
+    assert torch.equal(there.classes, here.classes)
+    assert torch.equal(there.counts, here.counts)
+
+
 def test_one_pass_at_the_pictures_size_equals_the_general_way():
     view = view_of(torch.randn(3, 50, 31), (50, 31), (50, 31))
     labels = torch.randint(0, CLASSES, (50, 31), dtype=torch.uint8)

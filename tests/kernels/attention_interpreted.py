@@ -73,7 +73,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     """Return the largest errors of the kernels and of plain PyTorch in the same dtype, and what must hold beside."""
     kernels = importlib.import_module("setr_fast.kernels.attention")
     atomic = importlib.import_module("setr_fast.kernels.attention_atomic")
-    nans = kernels.torch = atomic.torch = _Poisoning(torch)
+    described = importlib.import_module("setr_fast.kernels.attention_descriptors")
+    nans = kernels.torch = atomic.torch = described.torch = _Poisoning(torch)
     dtype = getattr(torch, case["dtype"])
     qkv, grad = (x.to(dtype) for x in make(case))
     scale = qkv.shape[-1] ** -0.5
@@ -87,11 +88,16 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         again = kernels.attention_backward(gradient, packed, out, lse, scale, case["card"])
         in_one_pass = atomic.attention_backward(gradient, packed, out, lse, scale, case["card"])
         found["dqkv_in_one_pass"] = (in_one_pass, wide[2], narrow[2])
+    if case["dtype"] == "float16" and qkv.shape[1] % 64 == 0:
+        launch = kernels.Launch(64, 64, 4, 2)
+        by_blocks, lse_by_blocks = described.attention(packed, scale, launch)
+        found["out_by_descriptors"] = (by_blocks, wide[0], narrow[0])
+        found["lse_by_descriptors"] = (lse_by_blocks, wide[1], narrow[1])
     result: dict[str, Any] = {"same_bits": bool(torch.equal(dqkv, again)), "guards": all(map(untouched, nans.made))}
     dp = torch.einsum("bqme,bkme->bmqk", grad.double().unflatten(-1, qkv.shape[3:]), qkv[:, :, 2].double())
     result["terms"] = float(scale * dp.abs().max() * qkv[:, :, :2].double().abs().max())  # of dQ and dK, at most
     for name, (got, truth, plain) in found.items():
-        kept = plain if name == "lse" else plain.to(dtype)
+        kept = plain if name.startswith("lse") else plain.to(dtype)
         result[name] = {
             "error": float((got.double() - truth).abs().nan_to_num(nan=math.inf).max()),
             "plain": float((kept.double() - truth).abs().max()),

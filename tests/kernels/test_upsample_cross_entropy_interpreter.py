@@ -1,4 +1,4 @@
-"""The upsampled cross entropy by triton's interpreter against float64, in float32 and float16."""
+"""Upsampled cross entropy and class sums by triton's interpreter against float64, in float32 and float16."""
 
 from __future__ import annotations
 
@@ -73,4 +73,10 @@ def test_kernel_agrees_with_float64(results: dict[str, dict[str, Any]], case: di
         assert result[what] <= BOUNDS["float32"], (what, result)
     assert result["map_gradient"] <= BOUNDS[case["dtype"]], result
     assert result["same_bits"], "two runs must give the same bits"
+    assert ("sums" in result) == (case["dtype"] == "float32" or case["corners"])
+    if "sums" in result:
+        assert result["sums"] <= BOUNDS["float32"], result
+        assert result["sums_gradient"] <= BOUNDS[case["dtype"]], result
+        assert result["sums_same_bits"], "two runs must give the same bits"
+        assert result["sums_pixels"] == result["pixels"][0]
     assert result["pixels"][0] == result["pixels"][1] == result["pixels"][2]

@@ -1,4 +1,4 @@
-"""The upsampled cross entropy by triton's interpreter, against float64: script of its test.
+"""Upsampled cross entropy and class sums by triton's interpreter, against float64: script of their test.
 
 The switch must be set before triton is imported, and turns every kernel of the process into an interpreted one: hence a
 process of its own.
@@ -33,6 +33,33 @@ def error(got: Tensor, truth: Tensor) -> float:
     return float((got.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-12))
 
 
+def sums(logits: Tensor, labels: Tensor, case: dict[str, Any], exponent: int) -> dict[str, Any]:
+    """Return errors of the class sums and their gradient, and what must hold beside."""
+    kernels = importlib.import_module("setr_fast.kernels.upsample_class_sums")
+    arguments = logits, labels, *case["size"], case["corners"], case["ignored"], exponent
+    exact, valid = logits.double().requires_grad_(), (labels != case["ignored"])[:, None]
+    p = full(exact, case).softmax(1) * valid
+    here = F.one_hot(labels.long().clamp_min(0), logits.shape[1]).permute(0, 3, 1, 2)
+    want = torch.stack(((p * here).sum((0, 2, 3)), (p**exponent).sum((0, 2, 3))))
+    generator = torch.Generator().manual_seed(2)
+    grad = torch.randn(want.shape, generator=generator)
+    (slope,) = torch.autograd.grad(want, exact, grad.double())
+    found, pixels = kernels.upsample_class_sums(*arguments)
+    gradient = kernels.upsample_class_sums_backward(grad, *arguments)
+    again = kernels.upsample_class_sums_backward(grad, *arguments)
+    return {
+        "sums": error(found, want.detach()),
+        "sums_gradient": error(gradient, slope),
+        "sums_same_bits": torch.equal(gradient, again),
+        "sums_pixels": pixels.tolist(),
+    }
+
+
+def _sums_too(case: dict[str, Any]) -> bool:
+    """Class sums walk the same cells and the interpreter is slow: half precision changes one load."""
+    return bool(case["dtype"] == "float32" or case["corners"])
+
+
 def run(case: dict[str, Any]) -> dict[str, Any]:
     """Return errors of loss, map and gradients, and what must hold beside."""
     kernels = importlib.import_module("setr_fast.kernels.upsample_cross_entropy")
@@ -58,7 +85,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     (map_slope,) = torch.autograd.grad(maps, exact, shares.double())
     losses, map_pixels = kernels.upsample_cross_entropy_map(logits, labels, *place)
     map_gradient = kernels.upsample_cross_entropy_map_backward(shares, logits, labels, *place)
-    return {
+    return (sums(logits, labels, case, 1 + case["corners"]) if _sums_too(case) else {}) | {
         "loss": error(loss, want.detach()),
         "gradient": error(gradient, slope),
         "map": error(losses, maps.detach()),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import setr_fast
+from benchmarks.launches import DESCRIPTORS
 from setr_fast.ops import OPS, attention
 from tests.kernels.imagined import compiling_only
 
@@ -118,6 +119,20 @@ def test_every_launch_is_as_exact_as_pytorch(dtype: torch.dtype, card: str | Non
         error, sdpa, own = ((x.double() - truth).abs().max() for x in (got, theirs, reference))
         assert error <= torch.maximum(1.5 * sdpa, 2.0 * own) + floor, (what, float(error), float(sdpa), float(own))
     torch.testing.assert_close(lse.double(), lse64, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("launch", DESCRIPTORS, ids=str)
+def test_descriptors_give_what_pointers_give(launch: tuple[int, int, int, int]) -> None:
+    """Those that specialise warps are left to benchmarks.launches: one that hangs would end all tests."""
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs the copy engine of capability 9.0")
+    described = importlib.import_module("setr_fast.kernels.attention_descriptors")
+    qkv, _, scale = _args(3, 1024, 64, torch.bfloat16)
+    _poisoned(3, 1024, HEADS * 64, dtype=torch.bfloat16)
+    out, lse = described.attention(qkv, scale, _kernels().Launch(*launch))
+    want, lse_want = _kernels().attention(qkv, scale)
+    torch.testing.assert_close(out, want, rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(lse, lse_want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", [1024, 1025])

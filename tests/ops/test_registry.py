@@ -46,11 +46,13 @@ def _truth(name: str, case: Case, device: str, dtype: torch.dtype) -> tuple[list
 def _marks(backend: Backend, case: Case, device: str) -> list[pytest.MarkDecorator]:
     """A card's large cases are held to the truth where benchmarks/ times them, a processor's largest are slow.
 
-    Of a card's small ones, those that are compiled ahead run: what Triton compiles has files of its own.
+    So are those of what serves where no kernel does. Of a card's small ones, those run that are compiled ahead or go by
+    PyTorch's ops: what Triton compiles has files of its own.
     """
     if device == "cpu":
-        return [pytest.mark.slow] if case.bench == FULL else []
-    return [pytest.mark.gpu, *([pytest.mark.slow] if case.bench or not backend.name.startswith("native") else [])]
+        return [pytest.mark.slow] if case.bench == FULL or (case.bench and backend.name.startswith("by_")) else []
+    late = case.bench or not backend.name.startswith(("native", "by_"))
+    return [pytest.mark.gpu, *([pytest.mark.slow] if late else [])]
 
 
 def _pairs() -> list[Any]:
