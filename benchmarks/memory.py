@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, CLEAR, MEMORY = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 
 
 def keep_freed_memory() -> bool:
@@ -44,7 +45,7 @@ def peak_extra_bytes(run: Callable[[], Any]) -> int | None:
         del kept
         return torch.cuda.max_memory_allocated() - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)
+        give_back()
         CLEAR.write_text("5")  # forgets the peak so far
         before = status("VmRSS")
     except (OSError, AttributeError):
@@ -53,6 +54,25 @@ def peak_extra_bytes(run: Callable[[], Any]) -> int | None:
     peak = status("VmHWM") - before
     del kept
     return max(peak, 0)
+
+
+def give_back() -> None:
+    """Return the heap's free memory to the system, where that is possible."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def lacking(needed: float) -> str:
+    """Return why so many bytes are more than the processor's memory has free, or nothing."""
+    if torch.cuda.is_available():
+        return ""
+    try:
+        found = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return ""
+    free = 1024 * int(found.split()[1])
+    return f"needs about {needed / 2**30:.0f} GiB of memory, {free / 2**30:.0f} are free" if needed > free else ""
 
 
 def status(field: str) -> int:

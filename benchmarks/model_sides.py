@@ -14,9 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import setr_fast
+from benchmarks import harness
 from benchmarks.contest import Side
 from benchmarks.machine import DEVICE
-from benchmarks.op_contest import COMPILE, FULL_ONLY
+from benchmarks.op_contest import COMPILE, why_not_compiled
 from setr_fast.ops import OPS
 from setr_fast.ops._op import REFERENCE
 from setr_fast.train.step import has_fast_bf16
@@ -68,10 +69,10 @@ def ladder(
     not_run = {}
     if full or FAST_HALF:
         sides[half_name] = Side(partial(_run, run, REFERENCE, torch.bfloat16), torch.bfloat16, half_name, 1.0)
-    if full:
+    if full and not harness.QUICK:
         sides[COMPILE] = Side(partial(_run, _compiled(run), "", dtype), dtype, base, FACTOR_WHOLE, ours=False)
     else:
-        not_run[COMPILE] = FULL_ONLY
+        not_run[COMPILE] = why_not_compiled()
     for count in range(1, len(ops)):
         plainly = ",".join(f"{name}={REFERENCE}" for name in ops[count:])
         sides[f"+ {ops[count - 1]}"] = Side(partial(_run, run, plainly, dtype), dtype, base, FACTOR_WHOLE)

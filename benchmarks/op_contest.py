@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import harness
 from benchmarks.contest import Contest, Side
 from benchmarks.outcome_rows import finish, rows_of
 from benchmarks.ring import Arguments, copied, draw
@@ -16,6 +17,7 @@ from setr_fast.ops._op import REFERENCE, Case, Op
 
 COMPILE = "compile"
 FULL_ONLY = "compiled in the full selection only (-m full)"
+NOT_QUICKLY = "never compiled with --quick: it takes longer than all else, and a fault of it would fail nothing"
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # workers that wait would count as a disturbance
 
 
@@ -27,11 +29,11 @@ def sides_of(
         dtype = next(t.dtype for t in arguments if isinstance(t, Tensor))
     sides = {REFERENCE: Side(op.reference, dtype, REFERENCE, 1.0 if op.rounds else None)}
     not_run: dict[str, str] = {}
-    if compiled:
+    if compiled and not harness.QUICK:
         factor = 2.0 if op.rounds else None
         sides[COMPILE] = Side(compiled_reference(op.reference), dtype, REFERENCE, factor, ours=False)
     else:
-        not_run[COMPILE] = FULL_ONLY
+        not_run[COMPILE] = why_not_compiled()
     for backend in op.backends:
         reasons = op.refusals(backend, *arguments)
         if reasons:
@@ -41,6 +43,11 @@ def sides_of(
         factor = backend.error_factor if op.rounds else None
         sides[backend.name] = Side(op._implementation(backend), dtype, REFERENCE, factor)
     return sides, {name: why for name, why in not_run.items() if name not in sides}
+
+
+def why_not_compiled() -> str:
+    """Return why there is no side of torch.compile where one could be."""
+    return NOT_QUICKLY if harness.QUICK else FULL_ONLY
 
 
 def compiled_reference(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,8 +32,12 @@ Row = dict[str, Any]
 
 
 def main() -> int:
-    """Rewrite README.md's part between the two marks, the report and its plots."""
+    """Rewrite README.md's part between the two marks, the report and its plots; without a row that counts, nothing."""
     rows = newest(read_rows(RESULTS))
+    if not rows:
+        where = f"benchmarks.report: {RESULTS} must hold rows that count, got none"
+        print(f"{where}; nothing was written: pytest benchmarks/ --benchmark-only --record measures", file=sys.stderr)
+        return 3
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -45,8 +45,8 @@ def draw(dtype: torch.dtype, seed: int) -> Draw:
 class Ring:
     """All copies of all values; ``make(index)`` draws one set."""
 
-    def __init__(self, make: Callable[[int], Arguments]) -> None:
-        self.values = [make(index) for index in range(VALUES)]
+    def __init__(self, make: Callable[[int], Arguments], values: int = VALUES) -> None:
+        self.values = [make(index) for index in range(values)]
         size = sum(t.nbytes for arguments in self.values for t in arguments if isinstance(t, Tensor))
         self.copies = max(1, math.ceil(BEYOND * last_level_cache_bytes() / max(size, 1)))
         self._slots: list[Iterator[Arguments]] = [

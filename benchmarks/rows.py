@@ -8,12 +8,15 @@ checkpoint and trained are of another make: benchmarks/test_checkpoints.py, benc
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 OTHER_MAKE = ("checkpoint", "trained")
+BROKEN = "no row"
+"""The kind of a line that cannot be read."""
 Quantiles = dict[str, float]
 """Keys median, p20, p80."""
 
@@ -110,10 +113,18 @@ class Circumstances:
     disturbed: bool
     seed: int
     """Of the random inputs: ``pytest benchmarks/ --seed N`` draws them again."""
+    test: str
+    """That measured it, as pytest names it."""
+    took_seconds: float
+    """All of that test until the row was kept, by the clock on the wall."""
+    quick: bool
+    """Whether sides were timed once only (--quick): no figure then counts."""
 
 
 def refusal(row: dict[str, Any]) -> str:
     """Return why a line must stay out of every table, or nothing."""
+    if row["kind"] == BROKEN:
+        return "it is no row: cut off or edited"
     if row["kind"] not in OTHER_MAKE and "ratios" not in row:
         return "of an older make, without the ratios to all sides of its comparison"
     if row["dirty"]:
@@ -122,15 +133,21 @@ def refusal(row: dict[str, Any]) -> str:
         return "measured on code of no known commit"
     if not row.get("parity", {}).get("passed", True):
         return f"parity failed: {row['parity']['why']}"
+    if row.get("quick"):
+        return "measured with --quick"
     if row.get("disturbed"):
         return f"measured while others took {row['others'] + row['steal']:.0%} of the machine"
     return ""
 
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and content of each line."""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        yield number, json.loads(line)
+    """Yield the number and content of each line; BROKEN stands for what is no row, as a killed process leaves it."""
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        yield number, row if isinstance(row, dict) and "kind" in row and "dirty" in row else {"kind": BROKEN}
 
 
 def believed(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -148,8 +165,9 @@ def believed(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add one line to a file of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    with path.open("ab+") as file:
+        whole = not file.tell() or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n"
+        file.write((("" if whole else "\n") + json.dumps(row) + "\n").encode())
 
 
 def fields_of(row: Row | dict[str, Any]) -> dict[str, Any]:

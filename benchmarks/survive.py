@@ -13,7 +13,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
+import threading
+import time
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -28,8 +30,8 @@ QUIET = 90.0
 """Seconds that a test may take. The first calls of libraries and of compilers are among them."""
 ENDED = (0, 1, 5)
 """Exit codes of a pytest that came to its end: all passed, some failed, there were none."""
-
-_open: list[IO[str]] = []
+LAST_WORDS = 1.0
+"""Seconds that what ended processes said may take to pass."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -46,6 +48,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
         with Path(folder, "begun").open("a") as begun:
             begun.write(item.nodeid + "\n")
     return (yield)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once why a test failed: pytest does when all of them ended, and that may never be."""
+    if report.failed and NOTES in os.environ:
+        _say(f"\n{report.nodeid} failed:\n{report.longreprtext}\n")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -65,7 +73,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 def main(arguments: list[str]) -> int:
     """Return 0 if every test passed or was skipped."""
-    signal.signal(signal.SIGTERM, _say_what_is_open)
+    signal.signal(signal.SIGTERM, _end)
     jobs, given = int(arguments[0]), arguments[1:]
     places = [a for a in given if not a.startswith("-") and (a.endswith(".py") or "::" in a or Path(a).is_dir())]
     options = [a for a in given if a not in places]
@@ -115,37 +123,47 @@ def _pytest(*arguments: str) -> list[str]:
 def _watched(command: list[str], folder: Path, *, goes_on: bool = False, quietly: bool = False) -> int:
     """Run a pytest that leaves its notes in ``folder``; kill it when no test began for QUIET seconds.
 
+    What it says is passed on line by line, so that nothing is lost should all of us be killed; ``quietly``: only when
+    it came to no good end.
+
     Returns: its exit code.
     """
     begun = folder / "begun"
     for note in (begun, folder / "listed"):
         note.touch()
     environment = os.environ | {NOTES: str(folder)} | ({GOES_ON: "1"} if goes_on else {})
-    with tempfile.TemporaryFile("w+") as said:
-        _open.append(said)
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
-        size = -1
-        while process.poll() is None:
-            try:
-                process.wait(QUIET)
-            except subprocess.TimeoutExpired:
-                if begun.stat().st_size == size:
-                    process.kill()
-                size = begun.stat().st_size
-        _open.remove(said)
-        if not quietly or process.returncode not in ENDED:
-            said.seek(0)
-            print(said.read(), flush=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said: list[str] = []
+    reader = threading.Thread(target=_pass_on, args=(process.stdout, said.append if quietly else _say), daemon=True)
+    reader.start()
+    size = -1
+    while process.poll() is None:
+        try:
+            process.wait(QUIET)
+        except subprocess.TimeoutExpired:
+            if begun.stat().st_size == size:
+                process.kill()
+            size = begun.stat().st_size
+    reader.join(LAST_WORDS)
+    if process.returncode not in ENDED:
+        _say("".join(said))
     return process.returncode
 
 
-def _say_what_is_open(*_: Any) -> None:
-    """Print what unfinished processes said: our time is over."""
-    for said in _open:
-        said.seek(0)
-        print(said.read(), flush=True)
-    print("survive: ended from outside")
+def _pass_on(stream: IO[str], say: Callable[[str], None]) -> None:
+    for line in stream:
+        say(line)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _end(*_: Any) -> None:
+    """Our time is over, and that of the processes with us: let their last words pass."""
+    time.sleep(LAST_WORDS)
+    _say("survive: ended from outside\n")
     os._exit(1)
 
 

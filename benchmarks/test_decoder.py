@@ -32,6 +32,9 @@ OURS = "ours"
 LAYOUTS = {"eager": torch.contiguous_format, "eager, channels_last": torch.channels_last}
 SIDES = (OURS, *LAYOUTS)
 LIKE = {OURS: "eager", **{name: name for name in LAYOUTS}}  # each layout is plain PyTorch, with an error of its own
+LIKE_TRAINED = LIKE | {OURS: "eager, channels_last"}
+"""In training ours keeps that layout, and its convolutions are PyTorch's: with every op forced to its reference the
+logits are as far from float64 (1.4e-5 of 2.3; the other layout 2e-6)."""
 Run = Callable[[Tensor], Tensor]
 
 
@@ -112,7 +115,7 @@ def test_training(dtype: torch.dtype, direction: str, benchmark: Any, record: Ca
     sides = {}
     for name, run in runs.items():
         clock = run.backward_seconds if direction == "backward" else None
-        sides[name] = Side(run, dtype, LIKE[name], ours=name == OURS, clock=clock)
+        sides[name] = Side(run, dtype, LIKE_TRAINED[name], ours=name == OURS, clock=clock)
     _compare(sides, make, exact, direction, benchmark, record)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import granted, undisturbed
+from benchmarks.harness import granted, least, undisturbed
 from benchmarks.outcome_rows import rows_of_times
 from benchmarks.plain_augment import PlainTransform, with_opencv, with_pillow
 from benchmarks.rows import Parity
@@ -23,7 +23,7 @@ from setr_fast.data.loader import stream
 from setr_fast.data.options import AugmentConfig
 from setr_fast.data.scenes.builtin import BuiltinScenes
 from setr_fast.data.transforms import TrainTransform
-from setr_fast.measure import clocked, in_turns
+from setr_fast.measure import LEAST, clocked, in_turns
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PICTURES, VALUES = 16, 3
@@ -88,7 +88,7 @@ def test_augmentation(benchmark: Any, record: Callable[[Any], None], seed: int) 
     calls = {name: partial(sample, name) for name in transforms}
     for call in calls.values():
         call(0)
-    times = undisturbed(lambda: in_turns(calls, rounds=7, seconds=granted(10.0)))
+    times = undisturbed(lambda: in_turns(calls, rounds=7, seconds=granted(10.0), least=least(LEAST)))
     parity = {name: _worst(found) for name, found in checked.items()}
     rows = rows_of_times(
         times,

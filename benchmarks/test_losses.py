@@ -19,12 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import full_size_losses as plain
 from benchmarks.harness import interleaved
 from benchmarks.machine import ROOT
 from benchmarks.outcome_rows import rows_of_times
 from benchmarks.parity import Ledger
 from setr_fast.loss import LossAndAccuracy, dice_loss, focal_loss, lovasz_loss, ohem_loss
-from tests.models import full_size_losses as plain
 
 OURS, EAGER = "native", "eager, full-size logits"
 SIDE, FULL = 128, 512

@@ -6,6 +6,7 @@ Small encoders by default; ViT-L at 512 and 768 pixels with ``-m full``, on a ca
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.contest import Contest
 from benchmarks.machine import DEVICE
+from benchmarks.memory import lacking
 from benchmarks.model_sides import captured, chosen_side, ladder, ops_of
 from benchmarks.networks import CLASSES, HEADS, facts, network, pictures, plainly
 from benchmarks.outcome_rows import finish, rows_of
@@ -29,6 +31,8 @@ from setr_fast.ops._op import REFERENCE
 COMPARED = 2**18
 """Values of each parameter's gradient that are held to the truth: every one of a small encoder, of a large one so many
 at even distances, since whole truths in float64 would take more memory than the steps."""
+HEAP = 1.4
+"""Times what is in use that the process takes: freed memory stays its own."""
 SMALL = [("vit_t16", 256, 1)]
 LARGE = [("vit_l16", 512, 1), ("vit_l16", 768, 1)] if DEVICE == "cpu" else [("vit_l16", 512, 16), ("vit_l16", 768, 8)]
 
@@ -55,6 +59,7 @@ def test_inference(
 ) -> None:
     """Bytes in, a class per pixel out. Held to float64: the logits; beside it, how many pixels' classes agree."""
     model = network(f"{head}_{encoder}", size, seed).eval()
+    _skip_without_memory(model, batch, training=False)
     exact = copy.deepcopy(model).double()
 
     def answer(net: SegmentationModel, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +104,7 @@ def test_training_step(
     """
     batch = 2 if encoder == SMALL[0][0] else batch
     model = _held_open(network(f"{head}_{encoder}", size, seed).train())
+    _skip_without_memory(model, batch, training=True)
     exact = _recomputing(copy.deepcopy(model).double())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
@@ -121,6 +127,8 @@ def test_training_step(
     first = make(0)
     sides, not_run = ladder(step, ops_of(lambda: step(*first)), full=is_full(pytestconfig), graph=None)
     sides = {name: side for name, side in sides.items() if not name.startswith("+")}
+    model.zero_grad()
+    optimizer.state.clear()  # room for the truth in float64: three times the weights' bytes, gradients included
     contest = Contest(
         sides,
         make,
@@ -134,6 +142,23 @@ def test_training_step(
     rows = rows_of(contest, outcome, REFERENCE, kind="model", chosen=chosen_side(), **common)
     record(rows)
     finish(rows, outcome, benchmark, step, first)
+
+
+def _skip_without_memory(model: SegmentationModel, batch: int, *, training: bool) -> None:
+    """Skip where the sides and the truth would not fit into memory, by their weights and what a backward keeps.
+
+    Of each weight a step holds 16 bytes and the truth 16 more than the model's own 4, half of them by turns.
+    """
+    spec, weights = model.spec, sum(p.numel() for p in model.parameters())
+    tokens = batch * math.prod(n // spec.patch_size for n in spec.image_size)
+    squares = 16 * spec.num_heads * tokens**2 // batch
+    kept = (
+        60 * tokens * spec.width * spec.depth
+        if training
+        else 32 * batch * spec.num_classes * math.prod(spec.image_size)
+    )
+    if why := lacking(HEAP * ((20 if training else 14) * weights + kept + squares)):
+        pytest.skip(why)
 
 
 @torch.no_grad()

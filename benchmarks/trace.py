@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,11 +42,16 @@ def main(arguments: list[str]) -> int:
         for title, run in (("inference", inference), ("forward and backward", training)):
             found = _profiled(run)
             order = "self_cuda_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-            print(f"{NAME}, {title}, {BATCH} of {SIZE}px\n", found.key_averages().table(order, LINES), file=out)
-    plain = folder / "profile.json"
-    found.export_chrome_trace(str(plain))
-    (folder / "profile.json.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    plain.unlink()
+            print(
+                f"{NAME}, {title}, {BATCH} of {SIZE}px\n",
+                found.key_averages().table(order, LINES),
+                file=out,
+                flush=True,
+            )
+    with tempfile.TemporaryDirectory() as elsewhere:
+        plain = Path(elsewhere, "profile.json")
+        found.export_chrome_trace(str(plain))
+        (folder / "profile.json.gz").write_bytes(gzip.compress(plain.read_bytes()))
     return 0
 
 

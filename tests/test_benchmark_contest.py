@@ -172,6 +172,25 @@ def test_ops_of_whole_numbers_agree_to_the_bit() -> None:
     assert "may be by 0" in _compare(near)[2]
 
 
+@pytest.mark.parametrize(
+    ("got", "exact", "factor", "passed"),
+    [
+        ([400_005, 1_000_000], [400_000, 1_000_000], 2.0, True),
+        ([400_020, 1_000_000], [400_000, 1_000_000], 2.0, False),
+        ([400_001, 1_000_000], [400_000, 1_000_000], None, False),
+        ([4, 5, 6], [4, 5, 7], 2.0, False),
+    ],
+)
+def test_rounding_may_decide_a_few_pixels_of_a_count(
+    got: list[int], exact: list[int], factor: float | None, passed: bool
+) -> None:
+    """Not of an op that rounds nothing, and no class of a map."""
+    own, ours, truth = parity.Ledger(1e-7), parity.Ledger(1e-7), [torch.tensor(exact)]
+    own.add(0, truth, truth)
+    ours.add(0, [torch.tensor(got)], truth)
+    assert ours.parity(own, [truth], factor).passed is passed
+
+
 def test_a_backend_that_raises_fails_and_one_that_refuses_is_noted() -> None:
     def broken(x: Tensor, factor: float) -> Tensor:
         raise RuntimeError("no such\nkernel")

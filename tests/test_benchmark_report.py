@@ -186,6 +186,20 @@ def test_readme_and_report_hold_exactly_what_the_results_say(capsys: pytest.Capt
     assert report.REPORT.read_text() == report.report(rows, missing), "run python -m benchmarks.report"
 
 
+def test_without_a_row_that_counts_nothing_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "absent")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "REPORT", tmp_path / "report.md")
+    assert report.main() == 3
+    (tmp_path / "absent").mkdir()
+    _write(tmp_path / "absent" / "1.jsonl", _row(dirty=True))
+    assert report.main() == 3
+    assert not (tmp_path / "report.md").exists()
+    assert "must hold rows that count, got none; nothing was written" in capsys.readouterr().err
+
+
 def test_large_ratios_are_whole_numbers() -> None:
     assert report.spread({"median": 299.6, "p20": 99.4, "p80": 1234.5}) == "300 (99..1234)"
     assert report.spread({"median": 1.234, "p20": 0.8765, "p80": 12.3}) == "1.2 (0.88..12)"

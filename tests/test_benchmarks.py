@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import check, disturbance, harness, record_run
+from benchmarks import check, disturbance, harness, record_run, rows
 from setr_fast import measure
 
 
@@ -122,7 +122,8 @@ def test_rounds_go_on_until_a_disturbance_could_be_seen(monkeypatch: pytest.Monk
 def test_quick_runs_take_the_fewest_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "QUICK", True)
     monkeypatch.setattr(harness, "ATTEMPTS", 1)
-    assert len(harness.interleaved({"a": lambda: None}, rounds=9, seconds=60.0)["a"]) == measure.LEAST
+    calls: list[int] = []
+    assert len(harness.interleaved({"a": lambda: calls.append(1)}, rounds=9, seconds=60.0)["a"]) == len(calls) == 1
 
 
 def test_check_names_what_got_slower_beyond_both_spreads() -> None:
@@ -132,8 +133,40 @@ def test_check_names_what_got_slower_beyond_both_spreads() -> None:
     assert check.slower([same], [then]) == ([], 1)
     lines, compared = check.slower([worse, _row(name="new")], [then])
     assert compared == 1
+    few = {"median": 8.0, "p20": 7.0, "p80": 9.0}
+    assert check.slower([same | {"ratio": few, "rounds": 3}], [then]) == ([], 1), (
+        "three rounds of such a spread say little"
+    )
+    assert len(check.slower([same | {"ratio": few, "rounds": 60}], [then | {"rounds": 60}])[0]) == 1, "sixty say it"
     assert lines == ["x c, forward, float32, native: 6.00 (5.00..7.00) times reference, was 10.00 (9.00..11.00) at abc"]
     assert check.slower([worse | {"disturbed": True}], [then]) == ([], 0)
+
+
+def test_check_names_only_what_is_slower_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = {"median": 1.0, "p20": 1.0, "p80": 1.0}
+    names = ("chance", "busy", "slower")
+    (tmp_path / "committed").mkdir()
+    monkeypatch.setattr(check, "RESULTS", tmp_path / "committed")
+    rows.append(tmp_path / "committed" / "1.jsonl", _row(name="none"))
+    for name in names:
+        rows.append(tmp_path / "committed" / "1.jsonl", _row(name=name))
+        rows.append(tmp_path / "now.jsonl", _row(name=name, ratio=slow, test=name))
+    second = [_row(name="chance"), _row(name="busy", disturbed=True), _row(name="slower", ratio=slow)]
+    asked: list[list[str]] = []
+
+    def measured(command: list[str], **_: Any) -> None:
+        asked.append(command)
+        for row in second:
+            rows.append(Path(command[-1]), row)
+
+    monkeypatch.setattr(check.subprocess, "run", measured)
+    assert check.main([str(tmp_path / "now.jsonl"), "--again", str(tmp_path / "again.jsonl")]) == 1
+    assert set(names) < set(asked[0])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if "was" in line] == ["busy", "slower"], "not what the second one refutes"
+    assert "2 of 3 rows are slower or wrong" in said
 
 
 def test_check_compares_our_sides_of_every_kind_on_the_same_machine_only() -> None:
@@ -187,6 +220,7 @@ def _row(**changes: Any) -> dict[str, Any]:
         "threads": 2,
         "dirty": False,
         "commit": "abc",
+        "rounds": 5,
         "ratio": {"median": 3.14159, "p20": 2.5, "p80": 4.0},
         "ratios": {},
     }

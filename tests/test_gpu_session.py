@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from benchmarks import needs, stamp
 ROOT = Path(__file__).resolve().parents[1]
 STUB = """#!/bin/bash
 echo "$@" >>calls.txt
+echo "said by $*"
+case "$*" in *"${SLEEPS:-no stage}"*) printf "amid a line"; trap '' TERM; sleep 1000 & wait; wait ;; esac
 case "$*" in
     *setr_fast.doctor*) echo "no card"; exit 4 ;;
     *benchmarks.needs*) if [ -n "${HANGS:-}" ]; then trap '' TERM; sleep 30 & wait; wait; fi ;;
@@ -95,6 +98,42 @@ def test_a_stage_that_hangs_costs_the_later_ones_nothing(session: Path) -> None:
     assert time.monotonic() - started < 60
 
 
+STAGES = (
+    *("benchmarks.needs", "setup.py build_ext", "setr_fast.doctor", "benchmarks.survive 6", "benchmarks.survive 1"),
+    *("benchmarks.trace", "benchmarks.launches"),
+)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_was_said_reaches_the_folder_though_all_is_killed(name: str, session: Path) -> None:
+    """A stage never ends and somebody kills the whole, without a signal that could be answered."""
+    settings = {"PATH": os.environ["PATH"], "PYTHON": str(session / "python"), "OUT": str(session / "out")}
+    script, log = str(session / "benchmarks" / "gpu_session.sh"), session / "out" / "session.log"
+    command = ["bash", script]
+    process = subprocess.Popen(
+        command, env=settings | {"SLEEPS": name}, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        ended = time.monotonic() + 50
+        while time.monotonic() < ended and not (log.is_file() and "amid a line" in log.read_text()):
+            time.sleep(0.02)
+    finally:
+        for pid in _descendants(process.pid):  # timeout(1) gives each stage a group of its own
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    said = log.read_text()
+    for stage in STAGES[: STAGES.index(name) + 1]:
+        assert re.search(rf"^said by .*{stage}", said, re.MULTILINE), stage
+    assert said.endswith("amid a line")
+    left = {path.name for path in (session / "out").iterdir()}
+    assert ("rows.jsonl" in left) is (name in STAGES[5:])
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(found for child in children for found in _descendants(int(child)))]
+
+
 def test_stages_beyond_the_budget_are_not_begun(session: Path) -> None:
     done = _run(session, BUDGET="0")
     assert "build: not begun, its time is over" in done.stdout
@@ -154,6 +193,27 @@ def test_tests_go_on_after_one_that_broke_the_card(tmp_path: Path) -> None:
     ends = [line for line in done.stdout.splitlines() if line.startswith("survive: ")]
     assert [line.split("::")[1].split()[0] for line in ends] == ["test_breaks", "test_kills"]
     assert "1 passed in" in done.stdout, "what came after the last"
+
+
+def test_why_a_test_failed_is_said_before_the_others_end(tmp_path: Path) -> None:
+    """Its process is killed in the next test, and all of it with the next signal."""
+    (tmp_path / "test_them.py").write_text(
+        "import time\ndef test_fails(): assert 'what' == 'was wanted'\ndef test_hangs(): time.sleep(1000)\n"
+    )
+    command = [sys.executable, "-m", "benchmarks.survive", "1", "test_them.py", "-q", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+    try:
+        ended = time.monotonic() + 50
+        while time.monotonic() < ended and "was wanted" not in (tmp_path / "said").read_text():
+            time.sleep(0.05)
+        assert process.poll() is None, "it was said while the next test ran"
+    finally:
+        for pid in reversed(_descendants(process.pid)):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    assert "test_them.py::test_fails failed:" in (tmp_path / "said").read_text()
 
 
 def _git(folder: Path, *arguments: str) -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import full_size_losses as plain
 from setr_fast.errors import ShapeError
 from setr_fast.loss import LossAndAccuracy, dice_loss, focal_loss, lovasz_loss, ohem_loss, segmentation_loss
 from setr_fast.ops import upsample_cross_entropy
-from tests.models import full_size_losses as plain
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {"doubled": ((2, 7, 6, 5), (12, 10), (12, 10)), "odd": ((2, 3, 4, 7), (31, 33), (29, 30))}

@@ -1,4 +1,7 @@
-"""The losses written plainly on full-size logits, which the tests compare with. Autograd gives their gradients."""
+"""The losses written plainly on full-size logits: what benchmarks and tests compare with. Autograd gives gradients.
+
+It lies here because other code bases install a package of the name ``tests``, which hides ours from benchmarks.
+"""
 
 from __future__ import annotations
 
