@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -38,7 +37,7 @@ class Saver:
     def __init__(self, folder: Path, ranks: Ranks, *, keep: int, wait: bool) -> None:
         self.folder, self.ranks, self.keep, self.wait = folder, ranks, keep, wait
         # Saves run beside the training's own collectives: a group of their own keeps the two apart.
-        self.group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self.group = ranks.group()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._copies = _Copies()
