@@ -27,12 +27,14 @@ from torch.distributed.tensor import DTensor
 from setr_fast.errors import CheckpointError
 from setr_fast.models.spec import ModelSpec
 from setr_fast.train.average import Average
+from setr_fast.train.storage import Reader
 
 NAME = re.compile(r"step_(\d{8})")
 SHARDS = "shards"
 ROOT = "run"  # DCP looks at every entry of the outermost table on its own, at 70 microseconds each
 STATE = "train_state.json"
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)
 
 logger = logging.getLogger("setr_fast")
 
@@ -105,8 +107,8 @@ def read_progress(saved: Path) -> Progress:
     """Read where the run stood; CheckpointError in one line if the file is damaged."""
     try:
         facts = json.loads((saved / STATE).read_text())
-        if facts["format"] != FORMAT:
-            raise ValueError(f"its format is {facts['format']}, not {FORMAT}")
+        if facts["format"] not in READABLE:
+            raise ValueError(f"its format is {facts['format']}, not one of {READABLE}")
         spec = ModelSpec.from_dict(facts["spec"])
         return Progress(facts["step"], facts["best_miou"], facts["config"], spec)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -156,7 +158,7 @@ def fault_of(saved: Path) -> str | None:
 
 def _metadata(saved: Path) -> dict[str, TensorStorageMetadata]:
     try:
-        known = dcp.FileSystemReader(saved / SHARDS).read_metadata().state_dict_metadata
+        known = Reader(saved / SHARDS).read_metadata().state_dict_metadata
     except (Exception, CheckpointException) as error:  # a damaged pickle may raise anything
         raise CheckpointError(
             f"{saved}: its list of tensors cannot be read: {_line(error)}; delete this folder"
@@ -169,9 +171,17 @@ def _load(saved: Path, target: dict[str, Tensor], alone: bool = False) -> None:
     alone = alone or not torch.distributed.is_initialized()
     try:
         with torch.no_grad():
-            dcp.load({ROOT: target}, storage_reader=dcp.FileSystemReader(saved / SHARDS), no_dist=alone)
+            dcp.load({ROOT: target}, storage_reader=Reader(saved / SHARDS), no_dist=alone)
     except (Exception, CheckpointException) as error:  # the latter, of any rank's failure, is a BaseException
-        raise CheckpointError(f"{saved}: its tensors cannot be read: {_line(error)}; delete this folder") from None
+        raise CheckpointError(
+            f"{saved}: its tensors cannot be read: {_line([*of_ranks(error), error][0])}; delete this folder"
+        ) from None
+
+
+def of_ranks(error: BaseException) -> list[BaseException]:
+    """Return what went wrong on each rank, where an error is torch.distributed.checkpoint's sum of that."""
+    failures = getattr(error, "failures", {})
+    return [value[0] if isinstance(value, tuple) else value for value in failures.values()]
 
 
 def _line(error: BaseException) -> str:

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -48,12 +49,28 @@ def run(config: Config, argv: list[str]) -> int:
         resume_from = by_first(ranks, lambda: resume_point(config, run_dir, restarted=restarted))
         parts = prepare(config, run_dir, ranks)
         by_first(ranks, hold.make)  # last: what fails before this leaves nothing behind
-        with writing(run_dir):
+        ranks.keep_time()
+        with writing(run_dir), _memory():
             scores = train(parts, ranks, resume_from=resume_from)
         if ranks.is_first:
             best = f"best mIoU {scores['best_mIoU']:.4f}  checkpoint {scores['checkpoint']}"
             print(f"mIoU {scores['mIoU']:.4f}  {best}", flush=True)
     return EXIT_OK
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Turn memory that is full into one line that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        told = " ".join(str(error).split())[-1000:].split(". GPU ")[0]
+        raise BackendError(
+            f"train: a step must fit into memory, got: {told}; lower --train.batch-size, or let setr-fast plan "
+            "name options that fit"
+        ) from None
 
 
 def _run_processes(processes: int, config: Config, argv: list[str]) -> int:

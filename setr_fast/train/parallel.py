@@ -106,7 +106,9 @@ def mesh_of(ranks: Ranks, parallel: ParallelConfig) -> DeviceMesh:
     kind = ranks.device.type
     if replicas == 1:
         return init_device_mesh(kind, (ranks.world_size,), mesh_dim_names=("shard",))
-    return init_device_mesh(kind, (replicas, ranks.world_size // replicas), mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(kind, (replicas, ranks.world_size // replicas), mesh_dim_names=("replicate", "shard"))
+    ranks.keep_time(*mesh.get_all_groups())
+    return mesh
 
 
 def _shard(model: SegmentationModel, ranks: Ranks, parallel: ParallelConfig, *, bf16: bool) -> None:

@@ -14,7 +14,7 @@ from setr_fast.train.devices import REACHED, Device
 from setr_fast.train.heap import extent
 from setr_fast.train.memory import Profile, profile_step
 from setr_fast.train.options import TrainConfig
-from setr_fast.train.process import resident_after_a_small_step
+from setr_fast.train.process import resident_of_a_trainer
 
 # What a run on a CPU holds beside tensors and a small step's process: validation and saving (20 MiB), packed weights,
 # work areas, small blocks between large ones (the rest; fitted, docs/training.md has the runs).
@@ -94,7 +94,7 @@ def make_plan(spec: ModelSpec, config: TrainConfig, layout: Layout, device: Devi
         grown = extent(own.blocks, [4 * size for size in each] * models, [4 * size for size in each] * copies)
         parts["allocator"] = LIBRARIES + max(0, grown - sum(parts.values()))
         parts["checkpoint"] = wide * (1 + copies)  # copied before they are written
-        parts["process"] = resident_after_a_small_step()
+        parts["process"] = resident_of_a_trainer()
     else:  # the optimiser's step over many tensors at once makes a copy of the gradients' size
         parts["gradients"] = max(parts["gradients"], 2 * wide - busy)
     sent, seconds = communication(weights, blocks, layout, device, config.accumulate)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from setr_fast.data.loader import Batch
+from setr_fast.errors import BackendError
 from setr_fast.models.model import create_model
 from setr_fast.train.optimizer import build_optimizer
 from setr_fast.train.options import OptimConfig, ParallelConfig, TrainConfig
@@ -20,8 +24,27 @@ STATUS = Path("/proc/self/status")
 
 
 @functools.cache
+def resident_of_a_trainer() -> int:
+    """Return the bytes that a process holds once a model of a few thousand weights has taken a step; 0 if unknown.
+
+    A fresh process is started for that: what this one holds besides does not count.
+
+    Raises: BackendError if it fails.
+    """
+    if not STATUS.exists():
+        return 0
+    here = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "-m", "setr_fast.train.process"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise BackendError(f"plan: a process that takes a small step must end well, got {told}")
+    return int(done.stdout.splitlines()[-1])
+
+
 def resident_after_a_small_step() -> int:
-    """Return the bytes that this process holds once a model of a few thousand weights has taken a step; 0 if unknown.
+    """Take a step with a small model and return the bytes that this process then holds.
 
     All that training imports and runs is in memory then, so this is measured where the training is to run.
     """
@@ -46,6 +69,8 @@ def resident_after_a_small_step() -> int:
 
 
 def _resident() -> int:
-    if not STATUS.exists():
-        return 0
     return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith("VmRSS"))
+
+
+if __name__ == "__main__":
+    print(resident_after_a_small_step())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -23,8 +22,9 @@ from setr_fast.errors import BackendError
 from setr_fast.files import sync_folder
 from setr_fast.models.model import SegmentationModel
 from setr_fast.models.store import write_model
-from setr_fast.train.checkpoint import FORMAT, ROOT, SHARDS, STATE, Progress, complete
+from setr_fast.train.checkpoint import FORMAT, ROOT, SHARDS, STATE, Progress, complete, of_ranks
 from setr_fast.train.ranks import Ranks
+from setr_fast.train.storage import Writer
 
 
 class Saver:
@@ -37,9 +37,12 @@ class Saver:
     def __init__(self, folder: Path, ranks: Ranks, *, keep: int, wait: bool) -> None:
         self.folder, self.ranks, self.keep, self.wait = folder, ranks, keep, wait
         # Saves run beside the training's own collectives: a group of their own keeps the two apart.
-        self.group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self.group = ranks.group()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._copies = _Copies()
+        self._model: tuple[dict[str, Tensor], SegmentationModel] | None = None
+        """Copies, and the model that is made of them."""
 
     @property
     def failed(self) -> bool:
@@ -53,19 +56,18 @@ class Saver:
         if self.ranks.is_first:
             for left in self.folder.glob(".writing-*"):  # of a run that was killed while it wrote
                 shutil.rmtree(left, ignore_errors=True)
-        stager = _Copy()
         if self.ranks.any(not _made(temporary / SHARDS, self.ranks.is_first)):
             raise BackendError(f"{self.folder}: cannot be written; make it writable, then go on with --resume")
         written = dcp.async_save(
             {ROOT: tensors},
-            storage_writer=dcp.FileSystemWriter(temporary / SHARDS, thread_count=1),
+            storage_writer=Writer(temporary / SHARDS),
             process_group=self.group,
             no_dist=self.ranks.world_size == 1,
-            async_stager=stager,
+            async_stager=self._copies,
         )
         assert isinstance(written, Future)
         if self.ranks.is_first:
-            self._pending = self._thread.submit(self._publish, written, temporary, stager.copies, progress)
+            self._pending = self._thread.submit(self._publish, written, temporary, self._copies.tensors, progress)
         else:
             self._pending = self._thread.submit(written.result)
         if self.wait:
@@ -100,7 +102,9 @@ class Saver:
         """Complete the folder, put it under its name, delete all but the newest ``keep``."""
         written.result()
         if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            write_model(model_of(tensors, progress), temporary)
+            if self._model is None or self._model[0] is not tensors:
+                self._model = tensors, model_of(tensors, progress)
+            write_model(self._model[1], temporary)
         sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
         facts = {
             "format": FORMAT,
@@ -127,27 +131,35 @@ class Saver:
             shutil.rmtree(old)
 
 
-class _Copy(AsyncStager):
-    """Copies to the CPU before the step goes on, and remembers the copies."""
+class _Copies(AsyncStager):
+    """Copies to the CPU before the step goes on; later saves copy into the same memory, which the system has given."""
 
     _synchronize_after_execute = False
 
     def __init__(self) -> None:
-        self.copies: dict[str, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
 
+    @torch.no_grad()
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        stager = DefaultStager(StagingOptions(False, False, False, False))
-        staged = stager.stage(state_dict)
-        whole: dict[str, Any] = staged.result() if isinstance(staged, Future) else staged
-        self.copies = whole[ROOT]
-        stager.close()
-        return whole
+        now: dict[str, Tensor] = state_dict[ROOT]
+        if {k: t.shape for k, t in now.items()} == {k: t.shape for k, t in self.tensors.items()}:
+            torch._foreach_copy_([_local(t) for t in self.tensors.values()], [_local(now[k]) for k in self.tensors])
+        else:  # the first time, or the optimiser's state has come since
+            stager = DefaultStager(StagingOptions(False, False, False, False))
+            staged = stager.stage(state_dict)
+            self.tensors = (staged.result() if isinstance(staged, Future) else staged)[ROOT]
+            stager.close()
+        return {ROOT: self.tensors}
 
     def synchronize_staging(self) -> None:
         """Do nothing: ``stage`` returns when the copies are there."""
 
     def close(self) -> None:
-        """Do nothing: ``stage`` holds nothing."""
+        """Do nothing: memory goes with the object."""
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def model_of(tensors: dict[str, Tensor], progress: Progress) -> SegmentationModel:
@@ -182,14 +194,9 @@ def _reason(error: BaseException) -> str:
         now = causes.pop()
         if isinstance(now, OSError) and now.errno is not None:
             return os.strerror(now.errno)
-        inner = [now.__cause__, now.__context__, *_of_ranks(now)]
+        inner = [now.__cause__, now.__context__, *of_ranks(now)]
         causes += [e for e in inner if isinstance(e, BaseException) and e not in seen]
         seen += causes
     text = " ".join(str(error).split())
     full = os.strerror(errno.ENOSPC)
-    return full if "PytorchStreamWriter" in text or full in text else text[-200:]
-
-
-def _of_ranks(error: BaseException) -> list[Any]:
-    failures = getattr(error, "failures", {})
-    return [value[0] if isinstance(value, tuple) else value for value in failures.values()]
+    return full if full in text else text[-200:]

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from setr_fast.cli import main
-from setr_fast.errors import ConfigError
+from setr_fast.errors import BackendError, ConfigError
 from setr_fast.models.catalog import model_spec
 from setr_fast.train import plan
 from setr_fast.train.devices import DEVICES, GIB, Device, parse_gpus
@@ -20,6 +21,7 @@ from setr_fast.train.heap import Heap, extent
 from setr_fast.train.memory import Profile, profile_step
 from setr_fast.train.options import TrainConfig
 from setr_fast.train.plan import Layout
+from setr_fast.train.process import STATUS, resident_of_a_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = Device("cpu", 16 * GIB, 1e11, 1e11, 1e10, 1e10)
@@ -82,7 +84,11 @@ def test_memory_is_near_what_is_measured(name: str, options: dict[str, object]) 
 
 def test_a_plan_for_a_cpu_counts_the_process_and_the_copies_that_are_saved() -> None:
     spec = model_spec("setr_naive_vit_t16", 19, 64)
+    ballast = torch.ones(2**28, dtype=torch.uint8)
     parts = plan.make_plan(spec, TrainConfig(), ALONE, CPU).parts
+    if STATUS.exists():
+        here = int(STATUS.read_text().split("VmRSS:")[1].split()[0]) * 1024
+        assert parts["process"] < here - ballast.nbytes // 2, "what this process holds is not the training's"
     weights = parts["optimiser"] // 2
     assert parts["checkpoint"] == 3 * weights, "weights and AdamW's two"
     averaged = plan.make_plan(spec, TrainConfig(), replace(ALONE, averaged=True), CPU).parts
@@ -92,6 +98,13 @@ def test_a_plan_for_a_cpu_counts_the_process_and_the_copies_that_are_saved() -> 
     assert plan.make_plan(spec, TrainConfig(), replace(ALONE, adam=False), CPU).parts["checkpoint"] == 2 * weights
     assert 2**27 < parts["process"] < 2**33, "torch alone takes a few hundred megabytes"
     assert "process" not in plan.make_plan(spec, TrainConfig(), ALONE, DEVICES[0]).parts
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="plans count a process by Linux's /proc")
+def test_a_process_that_cannot_be_measured_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(BackendError, match="plan: a process that takes a small step must end well, got exit code 1"):
+        resident_of_a_trainer.__wrapped__()
 
 
 def test_a_block_takes_the_smallest_gap_that_it_fits_into() -> None:

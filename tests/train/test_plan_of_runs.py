@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from setr_fast.data.scenes.builtin import CLASSES
+from setr_fast.models.catalog import model_spec
+from setr_fast.train.devices import GIB, Device
+from setr_fast.train.options import TrainConfig
+from setr_fast.train.plan import Layout, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = [
@@ -23,27 +29,13 @@ RUNS = [
     ("setr_naive_vit_t16", 8, {"recompute": "selective"}, "adamw"),
 ]
 SIDE = 256
+CPU = Device("cpu", 16 * GIB, 1e11, 1e11, 1e10, 1e10)
+ALONE = Layout(batch=4, gpus=1, shards=1, per_host=8, always=False, bf16=False, averaged=False)
 MOST = (  # a small process between: until it has become another program, a child counts what its parent holds
     "import resource, subprocess, sys\n"
     "code = subprocess.call(sys.argv[1:], stdout=sys.stderr)\n"
     "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
 )
-PLAN = """
-import json, sys
-from setr_fast.data.scenes.builtin import CLASSES
-from setr_fast.models.catalog import model_spec
-from setr_fast.train.devices import GIB, Device
-from setr_fast.train.options import TrainConfig
-from setr_fast.train.plan import Layout, make_plan
-name, batch, options, adam, side = json.loads(sys.argv[1])
-config = TrainConfig(precision="fp32", **options)
-layout = Layout(
-    batch=batch, gpus=1, shards=1, per_host=8, always=False, bf16=False, averaged=config.ema > 0, adam=adam
-)
-cpu = Device("cpu", 16 * GIB, 1e11, 1e11, 1e10, 1e10)
-planned = make_plan(model_spec(name, len(CLASSES), side), config, layout, cpu)
-print(json.dumps([planned.bytes, planned.parts]))
-"""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="plans count a process by Linux's /proc")
@@ -79,14 +71,7 @@ def test_a_run_holds_what_was_planned(
         done = subprocess.run(between, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT, check=False)
     code, held = map(int, done.stdout.split()[-2:])
     assert code == 0, (tmp_path / "log").read_text()[-2000:]
-    planned, parts = _planned(name, batch, options, optimizer == "adamw")
-    assert planned == pytest.approx(held * 1024, rel=0.10), parts
-
-
-def _planned(name: str, batch: int, options: dict[str, object], adam: bool) -> tuple[int, object]:
-    """Return the bytes planned, and their parts, in a process of its own: a plan counts what its own process holds."""
-    known = json.dumps([name, batch, options, adam, SIDE])
-    done = subprocess.run([sys.executable, "-c", PLAN, known], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    total, parts = json.loads(done.stdout.splitlines()[-1])
-    return total, parts
+    config = TrainConfig(precision="fp32", **options)  # type: ignore[arg-type]
+    layout = replace(ALONE, batch=batch, averaged=config.ema > 0, adam=optimizer == "adamw")
+    planned = make_plan(model_spec(name, len(CLASSES), SIDE), config, layout, CPU)
+    assert planned.bytes == pytest.approx(held * 1024, rel=0.10), planned.parts

@@ -62,15 +62,15 @@ def _die() -> None:
 
 
 def _die_while_shards_are_written() -> None:
-    write = saver.dcp.FileSystemWriter.write_data
+    write = saver.Writer.write_data
 
-    def write_and_die(self: saver.dcp.FileSystemWriter, *args: object) -> object:
+    def write_and_die(self: saver.Writer, *args: object) -> object:
         if "step_00000004" in str(self.path):
             (Path(str(self.path)) / "__0_0.distcp").write_bytes(b"half")
             _die()
         return write(self, *args)
 
-    saver.dcp.FileSystemWriter.write_data = write_and_die
+    saver.Writer.write_data = write_and_die
 
 
 def _die_before_the_folder_gets_its_name() -> None:
