@@ -19,6 +19,7 @@
 #include "../patch_arguments.h"
 #include "../variants.h"
 #include "patch_embed_vnni_core.h"
+#include "turns.h"
 
 namespace setr_fast {
 namespace {
@@ -30,6 +31,7 @@ constexpr int64_t kStripTiles = 8;   // 64 patches of 16 x 16: 48 KiB of bytes
 constexpr int64_t kGroupBlocks = 4;  // 64 output channels: 144 KiB of digits
 constexpr int64_t kMostPatch = 128;  // sums of 3 * 128^2 products of 8 bits stay below 2^31
 constexpr int64_t kBlocksOfTask = 2;
+constexpr int64_t kAhead = 384;  // bytes of a line that are asked for before they are copied: 8 patches of 16
 
 inline float as_float(float value) { return value; }
 inline float as_float(uint16_t value) {
@@ -38,14 +40,6 @@ inline float as_float(uint16_t value) {
   std::memcpy(&result, &bits, sizeof(result));
   return result;
 }
-inline void store(float* to, float value) { *to = value; }
-inline void store(uint16_t* to, float value) {  // to nearest, ties to even; a NaN stays one
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  *to = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
-}
-
 // How much of a patch lies on the picture, and what every token of such a patch has added.
 struct Coverage {
   int64_t lines, pixels;
@@ -59,9 +53,7 @@ struct Call {
   float moved[kPatchChannels];  // (centre - mean) / std
   PatchWeights weights;
   std::vector<Coverage> coverages;
-  const void* positions;
-  bool half_positions, half_tokens;
-  void* tokens;
+  Target target;
 
   int64_t lines_of(int64_t down) const { return std::clamp(grid.height - down * grid.patch, int64_t{0}, grid.patch); }
   int64_t pixels_of(int64_t across) const {
@@ -114,12 +106,6 @@ SETR_FAST_VARIANTS void add_rest(const Call& call, int64_t begin, int64_t end, C
   }
 }
 
-// Where a patch's token and its position embedding start, in values, and what is added besides.
-struct Place {
-  const float* rest;
-  int64_t position, token;
-};
-
 // Copies the bytes of patches [first, last) to rows of `stride` bytes, the centre where they are off the picture.
 void gather(const Call& call, int64_t first, int64_t last, int64_t stride, uint8_t* rows, Place* places) {
   const PatchGrid& grid = call.grid;
@@ -132,6 +118,7 @@ void gather(const Call& call, int64_t first, int64_t last, int64_t stride, uint8
     const uint8_t* from =
         call.bytes + picture * grid.picture_step + down * grid.patch * grid.line_step + across * line_bytes;
     for (int64_t y = 0; y < grid.patch; ++y) {
+      __builtin_prefetch(from + y * grid.line_step + kAhead);
       const int64_t known = y < lines ? bytes : 0;
       if (known > 0) std::memcpy(rows + y * line_bytes, from + y * grid.line_step, known);
       for (int64_t i = known; i < line_bytes; ++i) rows[y * line_bytes + i] = call.centre[i % kPatchChannels];
@@ -139,71 +126,40 @@ void gather(const Call& call, int64_t first, int64_t last, int64_t stride, uint8
   }
 }
 
-template <class P, class T>
-inline void add_rows(const float* total, const float* rest, const P* position, int64_t lanes, T* token) {
-  if (lanes == kLanes) {
-    for (int64_t i = 0; i < kLanes; ++i) store(token + i, total[i] + (rest[i] + as_float(position[i])));
-  } else {
-    for (int64_t i = 0; i < lanes; ++i) store(token + i, total[i] + (rest[i] + as_float(position[i])));
-  }
-}
-
-// Adds rest and positions to the totals of `count` patches, and rounds them into their tokens.
-SETR_FAST_VARIANTS void finish(const Call& call, const float* totals, const Place* places, int64_t count,
-                               int64_t block) {
-  const int64_t channel = block * kLanes, lanes = std::min(kLanes, call.weights.width - channel);
-  for (int64_t p = 0; p < count; ++p) {
-    const int64_t at = places[p].position + channel, to = places[p].token + channel;
-    const float *rest = places[p].rest + channel, *total = totals + p * kLanes;
-    if (call.half_tokens) {
-      add_rows(total, rest, static_cast<const uint16_t*>(call.positions) + at, lanes,
-               static_cast<uint16_t*>(call.tokens) + to);
-    } else if (call.half_positions) {
-      add_rows(total, rest, static_cast<const uint16_t*>(call.positions) + at, lanes,
-               static_cast<float*>(call.tokens) + to);
-    } else {
-      add_rows(total, rest, static_cast<const float*>(call.positions) + at, lanes,
-               static_cast<float*>(call.tokens) + to);
-    }
-  }
-}
-
-// Asks for the memory that `finish` will touch. A row of tokens is some pages long: no processor foresees the next one.
-inline void ask_for(const Call& call, const Place* places, int64_t count, int64_t block) {
-  const auto* positions = static_cast<const char*>(call.positions);
-  auto* tokens = static_cast<char*>(call.tokens);
-  for (int64_t p = 0; p < count; ++p) {
-    __builtin_prefetch(positions + (places[p].position + block * kLanes) * (call.half_positions ? 2 : 4), 0);
-    __builtin_prefetch(tokens + (places[p].token + block * kLanes) * (call.half_tokens ? 2 : 4), 1);
-  }
-}
-
 void fill_and_multiply(Call& call) {
   const int64_t patches = call.grid.pictures * call.grid.h * call.grid.w;
   WeightDigits digits(call.weights.width, call.weights.depth(), call.weights.bfloat16 ? 2 : 3);
-  torch::stable::parallel_for(0, digits.blocks, kBlocksOfTask, [&](int64_t begin, int64_t end) {
-    fill_digits(call.weights, digits, begin, end);
-    const int64_t last = std::min(end * kLanes, call.weights.width);
-    for (Coverage& coverage : call.coverages) add_rest(call, begin * kLanes, last, coverage);
+  take_turns((digits.blocks + kBlocksOfTask - 1) / kBlocksOfTask, [&](Turns& turns) {
+    for (int64_t task; (task = turns.next()) >= 0;) {
+      const int64_t begin = task * kBlocksOfTask, end = std::min(begin + kBlocksOfTask, digits.blocks);
+      fill_digits(call.weights, digits, begin, end);
+      const int64_t first = begin * kLanes, last = std::min(end * kLanes, call.weights.width);
+      for (Coverage& coverage : call.coverages) {
+        if (coverage.lines < call.grid.patch || coverage.pixels < call.grid.patch) {
+          add_rest(call, first, last, coverage);
+        } else {
+          for (int64_t channel = first; channel < last; ++channel) coverage.rest[channel] += digits.moved[channel];
+        }
+      }
+    }
   });
   const int64_t stride = digits.quads * 4, strip_patches = kStripTiles * kTilePatches;
   const int64_t strips = (patches + strip_patches - 1) / strip_patches;
   const int64_t groups = (digits.blocks + kGroupBlocks - 1) / kGroupBlocks;
-  torch::stable::parallel_for(0, strips * groups, 1, [&](int64_t begin, int64_t end) {
+  take_turns(strips * groups, [&](Turns& turns) {
     std::vector<uint8_t> rows(strip_patches * stride, 0);
     std::vector<Place> places(strip_patches);
-    alignas(64) float totals[kTilePatches * kLanes];
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task, gathered = -1; (task = turns.next()) >= 0;) {
       const int64_t first = task / groups * strip_patches, last = std::min(first + strip_patches, patches);
-      if (task == begin || task % groups == 0) gather(call, first, last, stride, rows.data(), places.data());
+      if (task / groups != gathered) gather(call, first, last, stride, rows.data(), places.data());
+      gathered = task / groups;
       const int64_t block = task % groups * kGroupBlocks, end_block = std::min(block + kGroupBlocks, digits.blocks);
       for (int64_t at = first; at < last; at += kTilePatches) {
         const Place* here = places.data() + (at - first);
         const int64_t count = std::min(kTilePatches, last - at);
         for (int64_t b = block; b < end_block; ++b) {
-          ask_for(call, here, count, b);
-          multiply_tile(digits, b, rows.data() + (at - first) * stride, totals);
-          finish(call, totals, here, count, b);
+          ask_for(call.target, here, count, b);
+          multiply_tile(digits, b, rows.data() + (at - first) * stride, call.target, here, count);
         }
       }
     }
@@ -277,12 +233,9 @@ Tensor patch_embed(const Tensor image, const Tensor weight, std::optional<Tensor
   call.grid = {pixels.size(0), pixels.size(1), pixels.size(2), pixels.stride(0), pixels.stride(1), patch, h, w};
   call.bytes = static_cast<const uint8_t*>(pixels.const_data_ptr());
   set_normalisation(call, mean, std, scale);
-  call.weights = {packed_weight.const_data_ptr(), half_weight, width, patch, scale, call.centre};
+  call.weights = {packed_weight.const_data_ptr(), half_weight, width, patch, scale, call.centre, call.moved};
   set_coverages(call, bias ? floats_of(*bias) : std::vector<float>(width, 0.0f));
-  call.positions = packed_positions.const_data_ptr();
-  call.half_positions = half_positions;
-  call.half_tokens = half_tokens;
-  call.tokens = tokens.mutable_data_ptr();
+  call.target = {packed_positions.const_data_ptr(), tokens.mutable_data_ptr(), half_positions, half_tokens, width};
   fill_and_multiply(call);
   return tokens;
 }

@@ -1,170 +1,14 @@
-#include "patch_embed_vnni_core.h"
-
-#include <algorithm>
-#include <cmath>
-#include <cstdlib>
+// Products of the bytes of a tile and the digits of a block, and what is added to them.
 #include <cstring>
-#include <limits>
-#include <new>
 
 #include "../checks.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes the "undefined" vectors of its own header for uninitialised ones.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#define SETR_FAST_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
-#define SETR_FAST_VNNI_INLINE __attribute__((always_inline)) SETR_FAST_VNNI inline
-#endif
+#include "patch_embed_vnni_intrinsics.h"
 
 namespace setr_fast {
-namespace {
-
-constexpr int64_t kQuad = 4;
-constexpr int64_t kVector = kLanes * kQuad;  // bytes
-
-}  // namespace
-
-void FreeMemory::operator()(void* memory) const { std::free(memory); }
-
-WeightDigits::WeightDigits(int64_t width, int64_t depth, int64_t digits_)
-    : blocks((width + kLanes - 1) / kLanes), quads((depth + kQuad - 1) / kQuad), digits(digits_) {
-  values.reset(static_cast<int8_t*>(std::aligned_alloc(kVector, blocks * quads * digits * kVector)));
-  if (!values) throw std::bad_alloc();
-  start.resize(blocks * digits * kLanes);
-  step.resize(blocks * kLanes);
-}
 
 #if defined(SETR_FAST_VNNI)
 
 namespace {
-
-// |w| * steps stays below this, so that no digit passes 127: 127 * 256 + 127 and 127 * 65536 + 32639, less rounding.
-constexpr float kMostOfTwo = 32638.0f, kMostOfThree = 8355704.0f;
-// Below this a channel's largest weight no longer sets its steps, which would be infinite.
-constexpr float kMostSteps = 1e37f;
-
-SETR_FAST_VNNI_INLINE __m512 load_weights(const PatchWeights& weights, int64_t at, __mmask16 some) {
-  if (!weights.bfloat16) return _mm512_maskz_loadu_ps(some, static_cast<const float*>(weights.data) + at);
-  const __m256i half = _mm256_maskz_loadu_epi16(some, static_cast<const uint16_t*>(weights.data) + at);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-SETR_FAST_VNNI_INLINE __mmask16 first_of(int64_t count) {
-  return count >= kLanes ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);
-}
-
-// Writes the three planes of row `channel`, `stride` apart and filled up with zeros to whole vectors, and returns its
-// largest magnitude. Magnitudes are compared as whole numbers, in which a NaN is larger than infinity: it is not lost.
-SETR_FAST_VNNI float normalise_row(const PatchWeights& weights, int64_t channel, int64_t stride, float* to) {
-  const int64_t plane = weights.patch * weights.patch;
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  __m512i peak = _mm512_setzero_si512();
-  for (int64_t c = 0; c < 3; ++c) {
-    const __m512 inverse = _mm512_set1_ps(1.0f / weights.std[c]);
-    for (int64_t i = 0; i < plane; i += kLanes) {
-      const __mmask16 some = first_of(plane - i);
-      const int64_t at = (channel * 3 + c) * plane + i;
-      const __m512 value = _mm512_mul_ps(load_weights(weights, at, some), inverse);
-      _mm512_storeu_ps(to + c * stride + i, value);
-      peak = _mm512_max_epi32(peak, _mm512_and_si512(_mm512_castps_si512(value), magnitude));
-    }
-  }
-  const int32_t most = _mm512_reduce_max_epi32(peak);
-  float result;
-  std::memcpy(&result, &most, sizeof(result));
-  return result;
-}
-
-// Where value `lane` of the third `third` of 16 pixels comes from, of which 16 values lie in each of three vectors.
-struct Interleave {
-  alignas(64) int32_t first[3][kLanes];   // among the first and second channel's 32 values
-  alignas(64) int32_t second[3][kLanes];  // among those taken so far and the third channel's
-
-  Interleave() {
-    for (int32_t i = 0; i < 3 * kLanes; ++i) {
-      const int32_t lane = i % kLanes, pixel = i / 3, channel = i % 3;
-      first[i / kLanes][lane] = channel == 2 ? 0 : channel * kLanes + pixel;
-      second[i / kLanes][lane] = channel == 2 ? kLanes + pixel : lane;
-    }
-  }
-};
-
-// Splits planes[channel][i] * steps into digits, pixel by pixel, the lowest digit last: to[t * stride + 3 * i +
-// channel]. Planes and digits have room for whole vectors.
-SETR_FAST_VNNI void split(const float* planes, int64_t plane_stride, int64_t pixels, float steps, int64_t digits,
-                          int64_t stride, int8_t* to) {
-  static const Interleave order;
-  const __m512 factor = _mm512_set1_ps(steps);
-  const __m512i half = _mm512_set1_epi32(128);
-  for (int64_t i = 0; i < pixels; i += kLanes) {
-    const __m512 red = _mm512_loadu_ps(planes + i), green = _mm512_loadu_ps(planes + plane_stride + i);
-    const __m512 blue = _mm512_loadu_ps(planes + 2 * plane_stride + i);
-    for (int64_t third = 0; third < 3; ++third) {
-      const __m512 two = _mm512_permutex2var_ps(red, _mm512_load_si512(order.first[third]), green);
-      const __m512 value = _mm512_permutex2var_ps(two, _mm512_load_si512(order.second[third]), blue);
-      __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(value, factor));
-      for (int64_t t = digits - 1; t >= 0; --t) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + t * stride + 3 * i + third * kLanes),
-                         _mm512_cvtepi32_epi8(whole));
-        whole = _mm512_srai_epi32(_mm512_add_epi32(whole, half), 8);
-      }
-    }
-  }
-}
-
-// Transposes 16 rows of 16 words of 32 bits, `row_stride` bytes apart, into vectors `to_stride` bytes apart.
-SETR_FAST_VNNI_INLINE void transpose(const int8_t* from, int64_t row_stride, int8_t* to, int64_t to_stride) {
-  __m512i rows[kLanes], mixed[kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) rows[i] = _mm512_loadu_si512(from + i * row_stride);
-#pragma GCC unroll 8
-  for (int i = 0; i < kLanes; i += 2) {
-    mixed[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    mixed[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < kLanes; i += 4) {  // rows[i + c]: column 4 * quarter + c of four rows in each quarter
-    rows[i] = _mm512_unpacklo_epi64(mixed[i], mixed[i + 2]);
-    rows[i + 1] = _mm512_unpackhi_epi64(mixed[i], mixed[i + 2]);
-    rows[i + 2] = _mm512_unpacklo_epi64(mixed[i + 1], mixed[i + 3]);
-    rows[i + 3] = _mm512_unpackhi_epi64(mixed[i + 1], mixed[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512i low = _mm512_shuffle_i32x4(rows[c], rows[c + 4], 0x88);
-    const __m512i low_odd = _mm512_shuffle_i32x4(rows[c], rows[c + 4], 0xdd);
-    const __m512i high = _mm512_shuffle_i32x4(rows[c + 8], rows[c + 12], 0x88);
-    const __m512i high_odd = _mm512_shuffle_i32x4(rows[c + 8], rows[c + 12], 0xdd);
-    _mm512_storeu_si512(to + c * to_stride, _mm512_shuffle_i32x4(low, high, 0x88));
-    _mm512_storeu_si512(to + (c + 4) * to_stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
-    _mm512_storeu_si512(to + (c + 8) * to_stride, _mm512_shuffle_i32x4(low, high, 0xdd));
-    _mm512_storeu_si512(to + (c + 12) * to_stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd));
-  }
-}
-
-// Lays the digits [kLanes, digits, stride] of a block side by side and adds up what the centres take off.
-SETR_FAST_VNNI void lay_out(const int8_t* from, int64_t stride, const uint8_t* centres, WeightDigits& to,
-                            int64_t block) {
-  int8_t* out = to.values.get() + block * to.quads * to.digits * kVector;
-  alignas(64) int8_t some[kLanes * kVector];
-  for (int64_t t = 0; t < to.digits; ++t) {
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t quad = 0; quad < to.quads; quad += kLanes) {
-      transpose(from + t * stride + quad * kQuad, to.digits * stride, some, kVector);
-      for (int64_t i = 0; i < std::min(kLanes, to.quads - quad); ++i) {
-        const __m512i four = _mm512_load_si512(some + i * kVector);
-        _mm512_store_si512(out + ((quad + i) * to.digits + t) * kVector, four);
-        int32_t centre;
-        std::memcpy(&centre, centres + (quad + i) * kQuad, kQuad);
-        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(centre), four);
-      }
-    }
-    _mm512_storeu_si512(to.start.data() + (block * to.digits + t) * kLanes,
-                        _mm512_sub_epi32(_mm512_setzero_si512(), sum));
-  }
-}
 
 // The vectors of one patch or of one place of the weights, by digits; `middle` is of three digits only.
 struct Digits {
@@ -196,17 +40,49 @@ SETR_FAST_VNNI_INLINE void add(Digits& sums, const uint8_t* bytes, const Digits&
   multiply(sums.low, all, digits.low);
 }
 
-template <int kDigits>
-SETR_FAST_VNNI_INLINE void store(const Digits& sums, __m512 step, float* totals) {
+enum class Kind { kFloat, kHalfPositions, kHalf };  // dtypes of positions and tokens
+
+// To nearest, ties to even; a NaN stays one.
+SETR_FAST_VNNI_INLINE __m256i rounded(__m512 values) {
+  const __m512i bits = _mm512_castps_si512(values), high = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 number = _mm512_cmp_ps_mask(values, values, _CMP_ORD_Q);
+  const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+  return _mm512_cvtepi32_epi16(_mm512_mask_srli_epi32(quiet, number, up, 16));
+}
+
+// What the ends of the rows of one tile have in common.
+struct Ends {
+  const Target& target;
+  const Place* places;
+  int64_t count, channel;
+  __m512 step;
+  __mmask16 some;
+};
+
+template <int kDigits, Kind kKind>
+SETR_FAST_VNNI_INLINE void store(const Digits& sums, const Ends& ends, int64_t patch) {
+  if (patch >= ends.count) return;
   const __m512 base = _mm512_set1_ps(256.0f);
   __m512 total = _mm512_cvtepi32_ps(sums.high);
   if constexpr (kDigits == 3) total = _mm512_fmadd_ps(total, base, _mm512_cvtepi32_ps(sums.middle));
   total = _mm512_fmadd_ps(total, base, _mm512_cvtepi32_ps(sums.low));
-  _mm512_storeu_ps(totals, _mm512_mul_ps(total, step));
+  const Place& place = ends.places[patch];
+  const int64_t from = place.position + ends.channel, to = place.token + ends.channel;
+  const __m512 position = load_floats(ends.target.positions, kKind != Kind::kFloat, from, ends.some);
+  const __m512 rest = _mm512_add_ps(_mm512_maskz_loadu_ps(ends.some, place.rest + ends.channel), position);
+  total = _mm512_add_ps(_mm512_mul_ps(total, ends.step), rest);
+  if constexpr (kKind == Kind::kHalf) {
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(ends.target.tokens) + to, ends.some, rounded(total));
+  } else {
+    _mm512_mask_storeu_ps(static_cast<float*>(ends.target.tokens) + to, ends.some, total);
+  }
 }
 
-template <int kDigits>
-SETR_FAST_VNNI void multiply_tile_of(const WeightDigits& weights, int64_t block, const uint8_t* rows, float* totals) {
+template <int kDigits, Kind kKind>
+SETR_FAST_VNNI void multiply_tile_of(const WeightDigits& weights, int64_t block, const uint8_t* rows,
+                                     const Target& target, const Place* places, int64_t count) {
   const int64_t depth = weights.quads * kQuad;
   const int8_t* values = weights.values.get() + block * weights.quads * kDigits * kVector;
   Digits s0 = load<kDigits>(weights.start.data() + block * kDigits * kLanes);
@@ -223,62 +99,52 @@ SETR_FAST_VNNI void multiply_tile_of(const WeightDigits& weights, int64_t block,
     add<kDigits>(s6, rows + 6 * depth + at, digits);
     add<kDigits>(s7, rows + 7 * depth + at, digits);
   }
-  const __m512 step = _mm512_loadu_ps(weights.step.data() + block * kLanes);
-  store<kDigits>(s0, step, totals);
-  store<kDigits>(s1, step, totals + kLanes);
-  store<kDigits>(s2, step, totals + 2 * kLanes);
-  store<kDigits>(s3, step, totals + 3 * kLanes);
-  store<kDigits>(s4, step, totals + 4 * kLanes);
-  store<kDigits>(s5, step, totals + 5 * kLanes);
-  store<kDigits>(s6, step, totals + 6 * kLanes);
-  store<kDigits>(s7, step, totals + 7 * kLanes);
+  const int64_t channel = block * kLanes;
+  const __m512 step = _mm512_loadu_ps(weights.step.data() + channel);
+  const Ends ends{target, places, count, channel, step, first_of(target.width - channel)};
+  store<kDigits, kKind>(s0, ends, 0);
+  store<kDigits, kKind>(s1, ends, 1);
+  store<kDigits, kKind>(s2, ends, 2);
+  store<kDigits, kKind>(s3, ends, 3);
+  store<kDigits, kKind>(s4, ends, 4);
+  store<kDigits, kKind>(s5, ends, 5);
+  store<kDigits, kKind>(s6, ends, 6);
+  store<kDigits, kKind>(s7, ends, 7);
+}
+
+template <int kDigits>
+auto tile_of(const Target& target) {
+  return target.half_tokens      ? multiply_tile_of<kDigits, Kind::kHalf>
+         : target.half_positions ? multiply_tile_of<kDigits, Kind::kHalfPositions>
+                                 : multiply_tile_of<kDigits, Kind::kFloat>;
 }
 
 }  // namespace
 
 bool vnni_works() { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw"); }
 
-void fill_digits(const PatchWeights& weights, WeightDigits& to, int64_t begin, int64_t end) {
-  const int64_t pixels = weights.patch * weights.patch;
-  const int64_t plane = (pixels + kLanes - 1) / kLanes * kLanes;
-  const int64_t stride = (3 * plane + kVector - 1) / kVector * kVector;
-  std::vector<float> row(3 * plane);
-  std::vector<uint8_t> centres(stride);
-  for (int64_t i = 0; i < stride; ++i) centres[i] = weights.centre[i % 3];
-  std::vector<int8_t> digits(kLanes * to.digits * stride, 0);
-  const float most = to.digits == 3 ? kMostOfThree : kMostOfTwo;
-  for (int64_t block = begin; block < end; ++block) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int64_t channel = block * kLanes + lane;
-      int8_t* of_lane = digits.data() + lane * to.digits * stride;
-      float& step = to.step[channel];
-      const float peak = channel < weights.width ? normalise_row(weights, channel, plane, row.data()) : 0.0f;
-      const bool usable = peak > 0.0f && std::isfinite(peak);
-      const float steps = usable ? std::min(most / peak, kMostSteps) : 0.0f;
-      step = usable ? 1.0f / steps : (peak == 0.0f ? 0.0f : std::numeric_limits<float>::quiet_NaN());
-      if (usable) {
-        split(row.data(), plane, pixels, steps, to.digits, stride, of_lane);
-      } else {
-        std::fill(of_lane, of_lane + to.digits * stride, int8_t{0});
-      }
-    }
-    lay_out(digits.data(), stride, centres.data(), to, block);
+void ask_for(const Target& target, const Place* places, int64_t count, int64_t block) {
+  const auto* positions = static_cast<const char*>(target.positions);
+  auto* tokens = static_cast<char*>(target.tokens);
+  for (int64_t p = 0; p < count; ++p) {
+    __builtin_prefetch(positions + (places[p].position + block * kLanes) * (target.half_positions ? 2 : 4), 0);
+    __builtin_prefetch(tokens + (places[p].token + block * kLanes) * (target.half_tokens ? 2 : 4), 1);
   }
 }
 
-void multiply_tile(const WeightDigits& weights, int64_t block, const uint8_t* rows, float* totals) {
-  if (weights.digits == 3) {
-    multiply_tile_of<3>(weights, block, rows, totals);
-  } else {
-    multiply_tile_of<2>(weights, block, rows, totals);
-  }
+void multiply_tile(const WeightDigits& weights, int64_t block, const uint8_t* rows, const Target& target,
+                   const Place* places, int64_t count) {
+  const auto tile = weights.digits == 3 ? tile_of<3>(target) : tile_of<2>(target);
+  tile(weights, block, rows, target, places, count);
 }
 
 #else
 
 bool vnni_works() { return false; }
-void fill_digits(const PatchWeights&, WeightDigits&, int64_t, int64_t) { check(false, "patch_embed: no VNNI here"); }
-void multiply_tile(const WeightDigits&, int64_t, const uint8_t*, float*) { check(false, "patch_embed: no VNNI here"); }
+void ask_for(const Target&, const Place*, int64_t, int64_t) {}
+void multiply_tile(const WeightDigits&, int64_t, const uint8_t*, const Target&, const Place*, int64_t) {
+  check(false, "patch_embed: no VNNI here");
+}
 
 #endif
 

@@ -24,6 +24,7 @@ struct PatchWeights {
   int64_t width, patch;
   const float* std;       // per channel of a picture
   const uint8_t* centre;  // likewise: taken off every byte before it is multiplied
+  const float* moved;     // likewise: (centre - mean) / std
   int64_t depth() const { return 3 * patch * patch; }
 };
 
@@ -37,6 +38,7 @@ struct WeightDigits {
   std::unique_ptr<int8_t, FreeMemory> values;  // [blocks, quads, digits, kLanes, 4]
   std::vector<int32_t> start;                  // [blocks, digits, kLanes]: sum of -centre * digit
   std::vector<float> step;                     // [blocks, kLanes]: what one of q is worth
+  std::vector<float> moved;                    // [blocks, kLanes]: sum of weight * moved
 
   WeightDigits(int64_t width, int64_t depth, int64_t digits);
 };
@@ -44,7 +46,27 @@ struct WeightDigits {
 // Fill blocks [begin, end) of `to`.
 void fill_digits(const PatchWeights& weights, WeightDigits& to, int64_t begin, int64_t end);
 
-// totals[p, lane] = step * sum of (byte - centre) * q, of kTilePatches rows of 4 * quads bytes.
-void multiply_tile(const WeightDigits& weights, int64_t block, const uint8_t* rows, float* totals);
+// Where a patch's token and its position embedding start, in values, and what [D] is added besides.
+struct Place {
+  const float* rest;
+  int64_t position, token;
+};
+
+// Positions and tokens, of float32 or bfloat16 each; tokens are bfloat16 where positions are, and not always then.
+struct Target {
+  const void* positions;
+  void* tokens;
+  bool half_positions, half_tokens;
+  int64_t width;
+};
+
+// Asks for the memory that multiply_tile will touch for `count` patches. A row of tokens is some pages long: no
+// processor foresees the next one.
+void ask_for(const Target& target, const Place* places, int64_t count, int64_t block);
+
+// token[p, lane] = step * sum of (byte - centre) * q + rest + position, for the channels of a block and the first
+// `count` of kTilePatches rows of 4 * quads bytes.
+void multiply_tile(const WeightDigits& weights, int64_t block, const uint8_t* rows, const Target& target,
+                   const Place* places, int64_t count);
 
 }  // namespace setr_fast

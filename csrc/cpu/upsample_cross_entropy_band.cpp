@@ -64,7 +64,7 @@ Columns columns_of(const Problem& problem) {
     const auto mix = mix_at(problem.columns, x);
     columns.low.push_back(mix.low);
     columns.high.push_back(mix.high);
-    columns.weight.push_back(mix.high_weight);
+    columns.weight.push_back(static_cast<float>(mix.high_weight));
   }
   return columns;
 }
@@ -73,6 +73,7 @@ Workspace::Workspace(const Problem& p)
     : scores{Floats(p.row_floats()), Floats(p.row_floats())},
       score_sums{Floats(p.low_width), Floats(p.low_width)},
       score_rows{-1, -1},
+      wide{false, false},
       gradients{Floats(p.with_gradient ? p.row_floats() : 0), Floats(p.with_gradient ? p.row_floats() : 0)},
       powers(kPixelRows * p.padded()),
       top(p.padded()),
@@ -90,7 +91,7 @@ BandResult work_band(const Problem& p, const Columns& columns, Workspace& space,
   const auto need = [&](int half, int64_t row) {
     if (space.score_rows[half] == row) return;
     read_row(p, picture, row, space.scores[half].get());
-    kernels.to_scores(p, space.scores[half].get(), space.score_sums[half].get());
+    space.wide[half] = kernels.to_scores(p, space.scores[half].get(), space.score_sums[half].get());
     space.score_rows[half] = row;
   };
   if (p.with_gradient) std::memset(space.gradients[low].get(), 0, bytes);
@@ -103,7 +104,7 @@ BandResult work_band(const Problem& p, const Columns& columns, Workspace& space,
       need(low, row);
       if (high != low) need(high, row + 1);
       float weights[kPixelRows];
-      for (int64_t at = y; at < stop; ++at) weights[at - y] = mix_at(p.rows, at).high_weight;
+      for (int64_t at = y; at < stop; ++at) weights[at - y] = static_cast<float>(mix_at(p.rows, at).high_weight);
       read_labels(p, (picture * p.height + y) * p.width, (stop - y) * p.width, space.labels.data());
       work(p, columns, space, picture, y, stop, weights, low, high, result);
     }

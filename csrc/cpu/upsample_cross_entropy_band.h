@@ -27,7 +27,7 @@ struct Maps {
 struct Problem {
   int64_t batch, classes, low_height, low_width;
   int64_t height, width;  // of the labels; the resized picture may be larger at the bottom and on the right
-  Axis<float> rows, columns;
+  Axis<double> rows, columns;
   Maps logits;
   const void* labels;  // [B, H, W]
   LabelType label_type;
@@ -39,7 +39,8 @@ struct Problem {
   bool of_labels;                // whether the label's class has a part of its own in the gradient
   float* losses;                 // [B, H, W] or none
   float* log_sums;               // [B, H, W] or none: log2 of the sum of exponentials of scores (to_scores)
-  bool with_gradient, adds;      // `adds`: the gradient is added to what is there
+  double* far_log_sums;      // [B, H, W] or none: the same of logits * log2(e), at pixels of cells that lie far apart
+  bool with_gradient, adds;  // `adds`: the gradient is added to what is there
   Maps gradient;
   int exponent;  // 0: cross entropy; 1 or 2: sums over pixels of each class's probability to this power
   const float *label_slopes, *power_slopes;  // [padded]: of those sums, for their gradient; power_slopes * exponent
@@ -67,6 +68,11 @@ class Floats {
   std::unique_ptr<float, Free> data_;
 };
 
+// A column of pixels in float64, [K]: logits * log2(e) at the first low row, and from there to the second.
+struct FarColumn {
+  std::vector<double> top, step;
+};
+
 // The sources of every column, worked out once for all rows.
 struct Columns {
   std::vector<int64_t> low, high;
@@ -77,12 +83,14 @@ Columns columns_of(const Problem& problem);
 // What one thread works in.
 struct Workspace {
   explicit Workspace(const Problem& problem);
-  Floats scores[2];             // two low rows [w, padded]: (logit - the pixel's largest) * log2(e)
-  Floats score_sums[2];         // [w]: sum over classes, weighted; for label smoothing
-  int64_t score_rows[2];        // which rows these are
-  Floats gradients[2];          // two low rows [w, padded]
-  Floats powers;                // [kPixelRows, padded]
-  Floats top, step;             // [padded]: scores at a column of pixels, at the first row and from there to the second
+  Floats scores[2];       // two low rows [w, padded]: (logit - the pixel's largest) * log2(e)
+  Floats score_sums[2];   // [w]: sum over classes, weighted; for label smoothing
+  int64_t score_rows[2];  // which rows these are
+  bool wide[2];           // and whether they have a score below kFarApart
+  Floats gradients[2];    // two low rows [w, padded]
+  Floats powers;          // [kPixelRows, padded]
+  Floats top, step;       // [padded]: scores at a column of pixels, at the first row and from there to the second
+  FarColumn far;
   std::vector<int32_t> labels;  // [kPixelRows, W]
 };
 
@@ -91,6 +99,17 @@ struct BandResult {
   int64_t correct = 0;
   std::vector<double> sums;  // [2, padded]: probabilities where the label is the class, and powers everywhere
 };
+
+// Scores of float32 serve where they are small. Between low pixels of which one's leader lies far below another's
+// leader, scores of both are mixed to about the same large number, and few digits are left for their difference: such a
+// cell is "far", and its pixels are mixed from the logits in float64.
+constexpr float kFarApart = -128.0f;  // powers of two: up to here scores err by less than 1e-5
+bool is_far(const Problem& problem, const float* low_scores, const float* high_scores, int64_t left, int64_t right);
+void mix_far(const Problem& problem, int64_t picture, int64_t low, int64_t high, int64_t x, FarColumn& to);
+// Sets scores [padded] of the pixel in line `y` relative to the largest, which is returned.
+double scores_of_far(const Problem& problem, const FarColumn& far, int64_t y, float* scores);
+// One class's score there, which scores_of_far would take the largest off.
+double far_score(const Problem& problem, int64_t picture, int64_t k, int64_t y, int64_t x);
 
 // Reads one low row of logits as floats [w, padded]; the padding is left as it is.
 void read_row(const Problem& problem, int64_t picture, int64_t row, float* logits);

@@ -64,8 +64,8 @@ inline Problem problem_of(const Tensor& logits, const Tensor& labels, int64_t he
   problem.low_width = logits.size(3);
   problem.height = labels.size(1);
   problem.width = labels.size(2);
-  problem.rows = make_axis<float>(problem.low_height, height, align_corners);
-  problem.columns = make_axis<float>(problem.low_width, width, align_corners);
+  problem.rows = make_axis<double>(problem.low_height, height, align_corners);
+  problem.columns = make_axis<double>(problem.low_width, width, align_corners);
   problem.logits = maps_of(logits);
   problem.labels = labels.const_data_ptr();
   problem.label_type = label_type(labels);

@@ -79,10 +79,22 @@ struct Column {
   const float* weights;   // [rows]: share of the second low row
   const int32_t* labels;  // [rows], `stride` apart
   int64_t stride;
-  const float *top, *step;  // [padded]
+  float *top, *step;        // [padded]
   float top_sum, step_sum;  // of scores, for label smoothing
   float* powers;            // [rows, padded]
+  int64_t first;            // which line of the picture the first one is
+  const FarColumn* far;     // or none
 };
+
+// The scores of one pixel of a far column take the place of the column's; returns what was taken off them.
+SETR_FAST_INLINE double settle(const Problem& p, Column& c, int64_t row) {
+  const double largest = scores_of_far(p, *c.far, c.first + row, c.top);
+  std::memset(c.step, 0, static_cast<size_t>(c.padded) * sizeof(float));
+  c.top_sum = c.step_sum = 0.0f;
+  for (int64_t k = 0; k < p.classes && p.smoothing > 0.0f; ++k)
+    c.top_sum += p.class_weights ? c.top[k] * p.class_weights[k] : c.top[k];
+  return largest;
+}
 
 struct Shares {
   float to_low[kPixelRows], to_high[kPixelRows];              // of the exponentials
@@ -142,7 +154,7 @@ SETR_FAST_INLINE float score_of(const Column& c, float weight, float largest, in
   return score;
 }
 
-SETR_FAST_INLINE void work_pixels(const Problem& p, const Column& c, int64_t first_pixel, BandResult& result,
+SETR_FAST_INLINE void work_pixels(const Problem& p, Column& c, int64_t first_pixel, BandResult& result,
                                   Shares& shares) {
   shares.count = 0;
   shares.even_to_low = shares.even_to_high = 0.0f;
@@ -155,6 +167,7 @@ SETR_FAST_INLINE void work_pixels(const Problem& p, const Column& c, int64_t fir
       if (p.log_sums) p.log_sums[pixel] = 0.0f;
       continue;
     }
+    const double taken = c.far ? settle(p, c, row) : 0.0;
     const float weight = c.weights[row];
     float shift, largest;
     float* powers = c.powers + shares.count * c.padded;
@@ -162,6 +175,7 @@ SETR_FAST_INLINE void work_pixels(const Problem& p, const Column& c, int64_t fir
     const float score = score_of(c, weight, largest, label, result);
     const float log_sum = std::log2(sum) + shift;
     if (p.log_sums) p.log_sums[pixel] = log_sum;
+    if (p.far_log_sums && c.far) p.far_log_sums[pixel] = taken + static_cast<double>(log_sum);
     const float class_weight = p.class_weights ? p.class_weights[label] : 1.0f;
     double loss = static_cast<double>(keep * class_weight) * static_cast<double>(log_sum - score);
     if (p.smoothing > 0.0f) {
@@ -240,26 +254,39 @@ SETR_FAST_INLINE void mix_column(const float* low_scores, const float* high_scor
   }
 }
 
+// Prepares the column of pixels at `x`, whose first is in line `begin`.
+SETR_FAST_INLINE void begin_column(const Problem& p, const Columns& columns, Workspace& space, int64_t picture,
+                                   int64_t x, int low, int high, Column& c) {
+  const float *low_scores = space.scores[low].get(), *high_scores = space.scores[high].get();
+  const int64_t left = columns.low[x] * c.padded, right = columns.high[x] * c.padded;
+  c.labels = space.labels.data() + x;
+  c.far = nullptr;
+  if ((space.wide[low] || space.wide[high]) && is_far(p, low_scores, high_scores, left, right)) {
+    mix_far(p, picture, space.score_rows[low], space.score_rows[high], x, space.far);
+    c.far = &space.far;
+  } else {
+    mix_column(low_scores, high_scores, left, right, columns.weight[x], c.padded, c.top, c.step);
+  }
+}
+
 // Pixel rows [begin, end), at most kPixelRows, between low rows `low` and `high`: indices into the workspace.
 void work_rows(const Problem& p, const Columns& columns, Workspace& space, int64_t picture, int64_t begin, int64_t end,
                const float* weights, int low, int high, BandResult& result) {
   const int64_t padded = p.padded();
-  const float *low_scores = space.scores[low].get(), *high_scores = space.scores[high].get();
   const float *low_sums = space.score_sums[low].get(), *high_sums = space.score_sums[high].get();
   float *low_gradients = space.gradients[low].get(), *high_gradients = space.gradients[high].get();
-  float *top = space.top.get(), *step = space.step.get();
   Shares shares;
-  Column column{end - begin, padded, weights, nullptr, p.width, top, step, 0.0f, 0.0f, space.powers.get()};
+  Column column{end - begin,        padded, weights, nullptr, p.width, space.top.get(), space.step.get(), 0.0f, 0.0f,
+                space.powers.get(), begin,  nullptr};
   for (int64_t x = 0; x < p.width; ++x) {
     const int64_t left = columns.low[x] * padded, right = columns.high[x] * padded;
     const float weight = columns.weight[x];
-    mix_column(low_scores, high_scores, left, right, weight, padded, top, step);
+    begin_column(p, columns, space, picture, x, low, high, column);
     if (p.smoothing > 0.0f) {
       const int64_t l = columns.low[x], r = columns.high[x];
       column.top_sum = low_sums[l] + weight * (low_sums[r] - low_sums[l]);
       column.step_sum = high_sums[l] + weight * (high_sums[r] - high_sums[l]) - column.top_sum;
     }
-    column.labels = space.labels.data() + x;
     work_pixels(p, column, (picture * p.height + begin) * p.width + x, result, shares);
     if (shares.count == 0) continue;
     add_gradients(p, column, shares, weight,
@@ -268,9 +295,11 @@ void work_rows(const Problem& p, const Columns& columns, Workspace& space, int64
 }
 
 // Turns a row of logits [w, padded] into scores; `sums` [w] gets their sums over classes where labels are smoothed.
-void to_scores(const Problem& p, float* scores, float* sums) {
+// Returns whether one of them is below kFarApart.
+bool to_scores(const Problem& p, float* scores, float* sums) {
   const int64_t padded = p.padded();
-  const Vector pad = Vector{} + kPad;
+  const Vector pad = Vector{} + kPad, apart = Vector{} + kFarApart;
+  Integers wide = Integers{};
   for (int64_t x = 0; x < p.low_width; ++x) {
     float* pixel = scores + x * padded;
     for (int64_t k = p.classes; k < padded; ++k) pixel[k] = -std::numeric_limits<float>::infinity();
@@ -285,6 +314,7 @@ void to_scores(const Problem& p, float* scores, float* sums) {
       load(pixel + i, score);
       score = (score - largest) * kLog2E;  // NaN, and from infinite logits NaN, stays
       score = score < pad ? pad : score;
+      wide |= (score < apart) & (score > pad);
       store(score, pixel + i);
       if (p.smoothing == 0.0f) continue;
       Vector weight = Vector{} + 1.0f;
@@ -297,4 +327,5 @@ void to_scores(const Problem& p, float* scores, float* sums) {
     }
     sums[x] = sum_of(sum);
   }
+  return any_of(wide);
 }

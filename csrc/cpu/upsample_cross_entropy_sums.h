@@ -3,12 +3,13 @@
 // p_k (q_k - sum_j p_j q_j); q_k is a label's slope and a power's slope, so one pass over the exponentials is enough.
 
 // Adds one column's pixels to the sums; 16 of them at most, so float32 serves until then.
-SETR_FAST_INLINE void sum_column(const Problem& p, const Column& c, BandResult& result, float* factors) {
+SETR_FAST_INLINE void sum_column(const Problem& p, Column& c, BandResult& result, float* factors) {
   double *of_labels = result.sums.data(), *of_powers = of_labels + c.padded;
   int64_t count = 0;
   for (int64_t row = 0; row < c.rows; ++row) {
     const int32_t label = c.labels[row * c.stride];
     if (label == kNoLabel) continue;
+    if (c.far) settle(p, c, row);
     float shift, largest;
     float* powers = c.powers + count * c.padded;
     const float share = 1.0f / powers_of(c, c.weights[row], powers, shift, largest);
@@ -28,13 +29,14 @@ SETR_FAST_INLINE void sum_column(const Problem& p, const Column& c, BandResult& 
   }
 }
 
-SETR_FAST_INLINE void pull_column(const Problem& p, const Column& c, float high, const Corners& to, Shares& shares) {
+SETR_FAST_INLINE void pull_column(const Problem& p, Column& c, float high, const Corners& to, Shares& shares) {
   float even_low[kPixelRows], even_high[kPixelRows];  // sum_j p_j q_j, of the exponentials
   Vector power, slope;
   shares.count = 0;
   for (int64_t row = 0; row < c.rows; ++row) {
     const int32_t label = c.labels[row * c.stride];
     if (label == kNoLabel) continue;
+    if (c.far) settle(p, c, row);
     const float weight = c.weights[row];
     float shift, largest;
     float* powers = c.powers + shares.count * c.padded;
@@ -77,18 +79,18 @@ SETR_FAST_INLINE void pull_column(const Problem& p, const Column& c, float high,
 }
 
 template <bool kPull>
-SETR_FAST_INLINE void rows_of_sums(const Problem& p, const Columns& columns, Workspace& space, int64_t begin,
-                                   int64_t end, const float* weights, int low, int high, BandResult& result) {
+SETR_FAST_INLINE void rows_of_sums(const Problem& p, const Columns& columns, Workspace& space, int64_t picture,
+                                   int64_t begin, int64_t end, const float* weights, int low, int high,
+                                   BandResult& result) {
   const int64_t padded = p.padded();
-  float *top = space.top.get(), *step = space.step.get();
   float *low_gradients = space.gradients[low].get(), *high_gradients = space.gradients[high].get();
   Shares shares;
-  Column column{end - begin, padded, weights, nullptr, p.width, top, step, 0.0f, 0.0f, space.powers.get()};
+  Column column{end - begin,        padded, weights, nullptr, p.width, space.top.get(), space.step.get(), 0.0f, 0.0f,
+                space.powers.get(), begin,  nullptr};
   for (int64_t x = 0; x < p.width; ++x) {
     const int64_t left = columns.low[x] * padded, right = columns.high[x] * padded;
     const float weight = columns.weight[x];
-    mix_column(space.scores[low].get(), space.scores[high].get(), left, right, weight, padded, top, step);
-    column.labels = space.labels.data() + x;
+    begin_column(p, columns, space, picture, x, low, high, column);
     if (kPull) {
       const Corners to{low_gradients + left, low_gradients + right, high_gradients + left, high_gradients + right};
       pull_column(p, column, weight, to, shares);
@@ -98,12 +100,12 @@ SETR_FAST_INLINE void rows_of_sums(const Problem& p, const Columns& columns, Wor
   }
 }
 
-void sum_rows(const Problem& p, const Columns& columns, Workspace& space, int64_t, int64_t begin, int64_t end,
+void sum_rows(const Problem& p, const Columns& columns, Workspace& space, int64_t picture, int64_t begin, int64_t end,
               const float* weights, int low, int high, BandResult& result) {
-  rows_of_sums<false>(p, columns, space, begin, end, weights, low, high, result);
+  rows_of_sums<false>(p, columns, space, picture, begin, end, weights, low, high, result);
 }
 
-void pull_rows(const Problem& p, const Columns& columns, Workspace& space, int64_t, int64_t begin, int64_t end,
+void pull_rows(const Problem& p, const Columns& columns, Workspace& space, int64_t picture, int64_t begin, int64_t end,
                const float* weights, int low, int high, BandResult& result) {
-  rows_of_sums<true>(p, columns, space, begin, end, weights, low, high, result);
+  rows_of_sums<true>(p, columns, space, picture, begin, end, weights, low, high, result);
 }

@@ -3,6 +3,8 @@
 //
 // With q_k the loss's derivative by p_k, the gradient of score k is p_k (q_k - sum_j p_j q_j): a map per class, brought
 // down to the low size at once, and one map for the sum, which a last pass over the exponentials takes off.
+#include <limits>
+
 #include "upsample_cross_entropy_call.h"
 #include "upsample_lovasz_class.h"
 
@@ -73,10 +75,15 @@ std::tuple<Tensor, Tensor, Tensor> upsample_lovasz(const Tensor logits, const Te
   if (class_weights) weights = cross_entropy::padded_weights(problem, *class_weights);
   const Floats tops(problem.batch * problem.low_height * problem.low_width), log_sums(pixels),
       mixed(with_gradient ? pixels : 0);
-  lovasz::find_tops(problem, tops.get());
+  std::vector<double> far_log_sums;
+  if (lovasz::find_tops(problem, tops.get())) {
+    far_log_sums.assign(static_cast<size_t>(pixels), std::numeric_limits<double>::quiet_NaN());
+    problem.far_log_sums = far_log_sums.data();
+  }
   problem.log_sums = log_sums.get();
   const auto total = cross_entropy::run(problem);
   problem.log_sums = nullptr;
+  problem.far_log_sums = nullptr;
 
   const bool wide = !problem.logits.bfloat16;
   Tensor gradient =
@@ -93,7 +100,8 @@ std::tuple<Tensor, Tensor, Tensor> upsample_lovasz(const Tensor logits, const Te
   problem.with_gradient = with_gradient;
   const auto present = present_classes(problem);
   const auto columns = columns_of(problem);
-  const lovasz::Scene scene{problem, columns, tops.get(), log_sums.get()};
+  const lovasz::Scene scene{problem, columns, tops.get(), log_sums.get(),
+                            far_log_sums.empty() ? nullptr : far_log_sums.data()};
   const double found = work_classes(scene, present, weights.empty() ? nullptr : weights.data(), mixed.get());
   if (with_gradient) {
     problem.pixel_gradients = mixed.get();

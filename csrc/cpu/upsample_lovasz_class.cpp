@@ -92,8 +92,14 @@ Found fill_map(const Scene& scene, Bench& bench, int64_t k, float* map) {
       }
       const int64_t first = (picture * p.height + y) * p.width;
       float* to = map + first;
-      probabilities(bench.lines[mix.low % 2].data(), bench.lines[mix.high % 2].data(), mix.high_weight,
-                    scene.log_sums + first, p.width, to);
+      probabilities(bench.lines[mix.low % 2].data(), bench.lines[mix.high % 2].data(),
+                    static_cast<float>(mix.high_weight), scene.log_sums + first, p.width, to);
+      for (int64_t x = 0; x < p.width && scene.far_log_sums; ++x) {
+        const double log_sum = scene.far_log_sums[first + x];
+        if (std::isnan(log_sum)) continue;
+        const double p_of = std::exp2(cross_entropy::far_score(p, picture, k, y, x) - log_sum);
+        to[x] = static_cast<float>(std::min(p_of, 1.0));
+      }
       read_labels(p, first, p.width, bench.labels.data());
       for (int64_t x = 0; x < p.width; ++x) {
         const int32_t label = bench.labels[x];
@@ -174,7 +180,7 @@ void bring_down(const Scene& scene, Bench& bench, int64_t k, const float* map) {
       std::fill(high.begin(), high.end(), 0.0f);
       const int64_t last = std::min(first_from(p.rows, row + 1), p.height);
       for (int64_t y = std::min(first_from(p.rows, row), p.height); y < last; ++y) {
-        const float weight = mix_at(p.rows, y).high_weight;
+        const auto weight = static_cast<float>(mix_at(p.rows, y).high_weight);
         const float* values = map + (picture * p.height + y) * p.width;
         add_row(values, 1.0f - weight, weight, p.width, low.data(), high.data());
       }
@@ -192,7 +198,8 @@ void bring_down(const Scene& scene, Bench& bench, int64_t k, const float* map) {
   }
 }
 
-void find_tops(const Problem& p, float* tops) {
+bool find_tops(const Problem& p, float* tops) {
+  bool wide = false;
   const Floats logits(p.row_floats());
   for (int64_t row = 0; row < p.batch * p.low_height; ++row) {
     read_row(p, row / p.low_height, row % p.low_height, logits.get());
@@ -201,8 +208,10 @@ void find_tops(const Problem& p, float* tops) {
       float top = -std::numeric_limits<float>::infinity();
       for (int64_t k = 0; k < p.classes; ++k) top = pixel[k] > top ? pixel[k] : top;
       tops[row * p.low_width + x] = top;
+      for (int64_t k = 0; k < p.classes; ++k) wide |= (pixel[k] - top) * kLog2E < cross_entropy::kFarApart;
     }
   }
+  return wide;
 }
 
 }  // namespace setr_fast::lovasz

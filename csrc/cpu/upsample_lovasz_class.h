@@ -16,8 +16,9 @@ using cross_entropy::Problem;
 struct Scene {
   const Problem& problem;
   const Columns& columns;
-  const float* tops;      // [B, h, w]: the largest logit of each low pixel
-  const float* log_sums;  // [B, H, W]: log2 of the sum of exponentials of the mixed scores
+  const float* tops;           // [B, h, w]: the largest logit of each low pixel
+  const float* log_sums;       // [B, H, W]: log2 of the sum of exponentials of the mixed scores
+  const double* far_log_sums;  // [B, H, W] or none: the same of logits where cells lie far apart, else a NaN
 
   int64_t pixels() const { return problem.batch * problem.height * problem.width; }
 };
@@ -38,7 +39,7 @@ double work_class(const Scene& scene, Bench& bench, int64_t k, float share, floa
 // Brings a map down to the low size and writes it as class `k` of the problem's gradient, float32.
 void bring_down(const Scene& scene, Bench& bench, int64_t k, const float* map);
 
-// The largest logit of each low pixel [B, h, w].
-void find_tops(const Problem& problem, float* tops);
+// The largest logit of each low pixel [B, h, w]. Returns whether another's score lies below kFarApart.
+bool find_tops(const Problem& problem, float* tops);
 
 }  // namespace setr_fast::lovasz
