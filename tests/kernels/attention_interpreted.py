@@ -88,7 +88,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         again = kernels.attention_backward(gradient, packed, out, lse, scale, case["card"])
         in_one_pass = atomic.attention_backward(gradient, packed, out, lse, scale, case["card"])
         found["dqkv_in_one_pass"] = (in_one_pass, wide[2], narrow[2])
-    if case["dtype"] == "float16" and qkv.shape[1] % 64 == 0:
+    if case["dtype"] == "float16" and qkv.shape[1] % 64 == 0 and qkv.shape[-1] in (64, 128):
         launch = kernels.Launch(64, 64, 4, 2)
         by_blocks, lse_by_blocks = described.attention(packed, scale, launch)
         found["out_by_descriptors"] = (by_blocks, wide[0], narrow[0])
