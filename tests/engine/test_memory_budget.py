@@ -91,7 +91,7 @@ SCALES = {"flip": True, "scales": [0.5, 1.0, 1.5]}
 @pytest.mark.parametrize(
     ("name", "classes", "window", "options", "size", "budget", "used"),
     [
-        ("setr_naive_vit_t16", 19, 128, SLIDE | {"flip": True}, (300, 400), "least", 0.3),
+        ("setr_naive_vit_t16", 19, 128, SLIDE | {"flip": True}, (300, 400), "least", 0.0),
         ("setr_naive_vit_t16", 150, 256, SLIDE | SCALES, (500, 700), "128MiB", 0.3),
         ("setr_pup_vit_t16", 150, 128, SLIDE, (300, 400), "least", 0.5),
         ("setr_pup_vit_t16", 150, 256, SLIDE | {"flip": True}, (600, 800), "512MiB", 0.6),
