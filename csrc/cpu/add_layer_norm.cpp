@@ -30,8 +30,6 @@ struct Rows {
   const float* bias;
   float* total;
   void* normed;
-  float* mean;
-  float* rstd;
   int64_t width;
   float eps;
 };
@@ -61,7 +59,7 @@ inline float folded(const float* lanes) {
 template <class T>
 inline void one_row(const float* __restrict x, const T* __restrict branch, const float* __restrict weight,
                     const float* __restrict bias, float* __restrict total, T* __restrict normed, int64_t width,
-                    float eps, float* mean_out, float* rstd_out) {
+                    float eps) {
   float lanes[kLanes] = {};
   const int64_t whole = width / kLanes * kLanes;
   for (int64_t i = 0; i < width; ++i) total[i] = x[i] + number(branch[i]);
@@ -80,8 +78,6 @@ inline void one_row(const float* __restrict x, const T* __restrict branch, const
   for (int64_t i = whole; i < width; ++i) lanes[i - whole] += (total[i] - mean) * (total[i] - mean);
   const float rstd = 1.0f / std::sqrt(folded(lanes) / static_cast<float>(width) + eps);
   for (int64_t i = 0; i < width; ++i) store(normed + i, (total[i] - mean) * rstd * weight[i] + bias[i]);
-  *mean_out = mean;
-  *rstd_out = rstd;
 }
 
 template <class T>
@@ -89,7 +85,7 @@ inline void share(const Rows& rows, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * rows.width;
     one_row<T>(rows.x + at, static_cast<const T*>(rows.branch) + at, rows.weight, rows.bias, rows.total + at,
-               static_cast<T*>(rows.normed) + at, rows.width, rows.eps, rows.mean + row, rows.rstd + row);
+               static_cast<T*>(rows.normed) + at, rows.width, rows.eps);
   }
 }
 
@@ -99,8 +95,8 @@ SETR_FAST_VARIANTS void rows_bfloat16(const Rows& rows, int64_t begin, int64_t e
   share<uint16_t>(rows, begin, end);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor x, const Tensor branch, const Tensor weight,
-                                                          const Tensor bias, double eps) {
+std::tuple<Tensor, Tensor> add_layer_norm(const Tensor x, const Tensor branch, const Tensor weight, const Tensor bias,
+                                          double eps) {
   check(x.dim() >= 1 && x.numel() == branch.numel(), "add_layer_norm: branch must be as large as x");
   const int64_t width = x.size(x.dim() - 1);
   check(weight.numel() == width && bias.numel() == width, "add_layer_norm: weight and bias must be [", width, "]");
@@ -112,24 +108,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor x, const 
   for (int64_t dim = 0; dim < x.dim(); ++dim) shape.push_back(x.size(dim));
   Tensor total = torch::stable::new_empty(stream, shape, ScalarType::Float);
   Tensor normed = torch::stable::new_empty(added, shape, branch.scalar_type());
-  shape.pop_back();
-  Tensor mean = torch::stable::new_empty(stream, shape, ScalarType::Float);
-  Tensor rstd = torch::stable::new_empty(stream, shape, ScalarType::Float);
   const Rows rows{static_cast<const float*>(stream.const_data_ptr()),
                   added.const_data_ptr(),
                   static_cast<const float*>(gain.const_data_ptr()),
                   static_cast<const float*>(shift.const_data_ptr()),
                   static_cast<float*>(total.mutable_data_ptr()),
                   normed.mutable_data_ptr(),
-                  static_cast<float*>(mean.mutable_data_ptr()),
-                  static_cast<float*>(rstd.mutable_data_ptr()),
                   width,
                   static_cast<float>(eps)};
   const int64_t count = width ? x.numel() / width : 0;
   torch::stable::parallel_for(0, count, kGrain / (width + 1) + 1, [&](int64_t begin, int64_t end) {
     half ? rows_bfloat16(rows, begin, end) : rows_float(rows, begin, end);
   });
-  return {total, normed, mean, rstd};
+  return {total, normed};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(setr_fast_native, CPU, m) { m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm)); }

@@ -18,7 +18,7 @@ class PredictArguments:
     """Write a class-index PNG and an overlay for each picture, at the picture's own size."""
 
     inputs: tyro.conf.Positional[tuple[Path, ...]]
-    """Pictures, folders of pictures, videos."""
+    """Pictures, videos, and folders of them, with all folders below."""
     checkpoint: Path
     """Folder of a saved model, or a run folder (its best model)."""
     out: Path

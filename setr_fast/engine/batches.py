@@ -22,29 +22,32 @@ class _Active:
     assembly: Assembly
     requests: Iterator[Request]
     upcoming: Request | None
+    bytes: int
+    held: int
 
 
 def assemble(
     assemblies: Iterable[Assembly],
     run: Callable[[Tensor], Tensor],
-    batch_of: Callable[[Size], int],
-    held: int,
+    batch_of: Callable[[Size, int], int],
+    held: Callable[[Assembly], int],
+    bytes_of: Callable[[Assembly], int] = Assembly.values,
 ) -> Iterator[Assembly]:
     """Yield each assembly when it is done, in order.
 
     ``run`` takes windows, bytes [b, h, w, 3] or normalised [b, C, h, w], and returns their small logits [b, K, ...];
-    ``batch_of`` takes a window's size and returns how many may go together; ``held`` is how many logits all assemblies
-    together may hold, unless one alone needs more.
+    ``batch_of`` takes a window's size and what all assemblies hold, by ``bytes_of``, and returns how many windows may
+    go together; ``held`` is how much all assemblies may hold beside that one, unless one alone needs more.
     """
     coming = iter(assemblies)
     following = next(coming, None)
     active: list[_Active] = []
     waiting: dict[Size, list[tuple[Assembly, Request]]] = {}
     while active or following is not None:
-        full = _collect(active, waiting, batch_of)
-        if full is None and following is not None and _fits(active, following, held):
+        full = _collect(active, waiting, lambda size: batch_of(size, sum(one.bytes for one in active)))
+        if full is None and following is not None and _fits(active, bytes_of(following), held(following)):
             requests = following.requests()
-            active.append(_Active(following, requests, next(requests, None)))
+            active.append(_Active(following, requests, next(requests, None), bytes_of(following), held(following)))
             following = next(coming, None)
             continue
         if full is None and waiting:
@@ -75,5 +78,6 @@ def _collect(
     return None
 
 
-def _fits(active: list[_Active], following: Assembly, held: int) -> bool:
-    return not active or sum(one.assembly.values() for one in active) + following.values() <= held
+def _fits(active: list[_Active], following: int, held: int) -> bool:
+    together = sum(one.bytes for one in active) + following
+    return not active or together <= min(held, *(one.held for one in active))

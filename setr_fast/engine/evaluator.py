@@ -101,7 +101,7 @@ def _answers(model: nn.Module, source: Source, indices: Sequence[int], config: I
             started.append((_Answer(index, image, label, []), len(parts)))
             yield from parts
 
-    for part in assemble(coming(), runner.run, runner.batch_of, runner.held):
+    for part in assemble(coming(), runner.run, runner.batch_of, runner.held, runner.bytes_of):
         answer, count = started[0]
         answer.parts.append(part)
         if len(answer.parts) == count:

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from torch import nn
 
 from setr_fast.data.faults import one_line
-from setr_fast.data.layouts.folder import by_stem, list_images
+from setr_fast.data.layouts.folder import by_stem
 from setr_fast.data.layouts.lists import key_of, split_name
 from setr_fast.data.palette import default_palette
 from setr_fast.data.reading import PictureReader
 from setr_fast.engine.checkpoints import load_checkpoint
+from setr_fast.engine.inputs import Input, expand
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.outputs import output_stems
 from setr_fast.engine.overlay import overlay, write_index_png, write_overlay
@@ -48,16 +49,18 @@ def predict_command(
 ) -> None:
     """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.jpg`` for each input.
 
-    Inputs are pictures, folders of them, and videos: ``<stem>_frames/<number>.png``, ``<stem>_frames/times.csv`` and
+    Inputs are pictures, videos, and folders of both: a file in a folder below one that is named has its results in a
+    folder of that name below ``out``. Of a video: ``<stem>_frames/<number>.png``, ``<stem>_frames/times.csv`` and
     ``<stem>_overlay.mp4``. One that cannot be read is named on stderr, and the others are carried on with. ``extra``:
     folder with each picture's further channels, of which ``extra_range`` becomes 0 and 255 (as
     ``DataConfig.extra_range``).
 
     Raises: DataError at the end, if any input could not be read.
     """
-    files = _expand(inputs)
-    for path in filter(is_video, files):
-        require_reader(path)
+    files = expand(inputs, out)
+    for file in files:
+        if is_video(file.path):
+            require_reader(file.path)
     place = pick_device(device)
     model = load_checkpoint(checkpoint)[0].to(place)
     make_folder(out, "out")
@@ -66,7 +69,7 @@ def predict_command(
 
 def predict_files(
     model: nn.Module,
-    files: Sequence[Path],
+    files: Sequence[Path | Input],
     out: Path,
     inference: InferenceConfig,
     extra: Path | None = None,
@@ -77,7 +80,13 @@ def predict_files(
     """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
     spec: Any = model.spec
     palette = spec.palette or default_palette(spec.num_classes)
-    named = list(zip(files, output_stems(files, out), strict=True))
+    given = [file if isinstance(file, Input) else Input(file) for file in files]
+    below = [file.below for file in given]
+    stems = output_stems([file.path for file in given], out, below)
+    named = [(file.path, stem) for file, stem in zip(given, stems, strict=True)]
+    places = {file.path: file.below for file in given}
+    for stem in stems:
+        make_folder((out / stem).parent, "out")
     failed: list[Path] = []
     with progress_bar(len(named)) as step:
 
@@ -90,7 +99,7 @@ def predict_files(
         reader = PictureReader(channels_of(model), extra_range)
 
         def read(item: tuple[Path, str]) -> Array:
-            return reader.file(item[0], _further_channels(item[0], extra))
+            return reader.file(item[0], _further_channels(item[0], extra and extra / places[item[0]]))
 
         with closing(_pictures(model, pictures, read, out, inference, palette, overlays)) as outcomes:
             for outcome in outcomes:
@@ -205,18 +214,8 @@ def _further_channels(picture: Path, folder: Path | None) -> Path | None:
     """
     if folder is None:
         return None
-    found = by_stem(folder, nested=False, arrays=True).get(key_of(split_name(picture.name)[0]), [])
+    there = by_stem(folder, nested=False, arrays=True) if folder.is_dir() else {}
+    found = there.get(key_of(split_name(picture.name)[0]), [])
     if len(found) != 1:
         raise DataError(f"{picture}: must have one file of its stem in {folder}, got {len(found)}; see --extra")
     return found[0]
-
-
-def _expand(inputs: Sequence[Path]) -> list[Path]:
-    """Pictures of the folders among the inputs, the other inputs as they are, each file once."""
-    files: dict[Path, Path] = {}
-    for path in inputs:
-        for file in list_images([path]) if path.is_dir() else [path]:
-            files.setdefault(file.resolve(), file)
-    if not files:
-        raise DataError(f"predict: inputs must hold a picture, got none in {', '.join(map(str, inputs))}")
-    return list(files.values())

@@ -67,7 +67,7 @@ def predict_views(
     """
     runner = Runner(model, settled(config, model))
     with torch.inference_mode(), evaluating(model):
-        parts = assemble(strips(runner, views, out_size), runner.run, runner.batch_of, runner.held)
+        parts = assemble(strips(runner, views, out_size), runner.run, runner.batch_of, runner.held, runner.bytes_of)
         return joined(list(parts))
 
 
@@ -99,7 +99,7 @@ def predict_scores(
     take = take_rows or (lambda first, scores: kept.append(scores.cpu()))
     whole = Assembly(views, size, runner.spec.num_classes, runner.geometry, **runner.rules, take_rows=take)
     with torch.inference_mode(), evaluating(model):
-        list(assemble([whole], runner.run, runner.batch_of, runner.held))
+        list(assemble([whole], runner.run, runner.batch_of, runner.held, runner.bytes_of))
     return torch.cat(kept, 1).numpy() if take_rows is None else None
 
 
@@ -143,15 +143,21 @@ def strips(
             views, out_size, runner.spec.num_classes, runner.geometry, **runner.rules, columns=columns, labels=inside
         )
 
+    def parts(count: int) -> Iterator[Assembly]:
+        for index in range(count):
+            yield part((out_size[1] * index // count, out_size[1] * (index + 1) // count))
+
     whole = part((0, out_size[1]))
-    count = -(-whole.values() // max(runner.held, 1))
+    share = max(runner.share(whole), 1)
     narrowest = max(-(-min(view.window[1], view.size[1]) * out_size[1] // view.size[1]) for view in views)
-    count = max(min(count, out_size[1] // max(narrowest, 1)), 1)
-    if count == 1:
-        yield whole
-        return
-    for index in range(count):
-        yield part((out_size[1] * index // count, out_size[1] * (index + 1) // count))
+    most = max(out_size[1] // max(narrowest, 1), 1)
+    count, largest = 1, runner.bytes_of(whole)
+    while largest > share and count < most:  # a strip is more than its part: neighbours share windows
+        count = min(max(-(-count * largest // share), count + 1), most)
+        largest = max(map(runner.bytes_of, parts(count)))
+    if largest > share:
+        runner.check(max(parts(count), key=runner.bytes_of))
+    yield from [whole] if count == 1 else parts(count)
 
 
 def joined(parts: Sequence[Assembly]) -> npt.NDArray[Any]:

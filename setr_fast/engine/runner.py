@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,9 +14,11 @@ from torch.nn.functional import pad
 
 from setr_fast.data.transforms import normalise_table
 from setr_fast.engine.graphs import Graphs
+from setr_fast.engine.memory import FIXED, Read, assembly_bytes, window_bytes
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.sizes import parse_bytes
-from setr_fast.engine.views import Geometry
+from setr_fast.engine.views import Assembly, Geometry
+from setr_fast.errors import ConfigError
 from setr_fast.precision.prepare import prepared
 
 MOST_WINDOWS = 16
@@ -32,11 +35,8 @@ class Runner:
         self.rules: Any = {"rule": config.window_rule, "probabilities": config.merge == "probabilities"}
         self._small = hasattr(model, "logits") and hasattr(model, "logits_geometry")
         self._least = _least_size(self.spec)
-        budget = parse_bytes(config.memory_budget)
-        canvas = budget // 2 if config.canvas_mib is None else config.canvas_mib * 2**20
-        self._activations = budget // 2
-        # Logits held are bfloat16 where the heads are; what auto will choose is not known yet.
-        self.held = canvas // (2 if config.precision == "bf16" else 4)
+        self._room = max(parse_bytes(config.memory_budget) - FIXED, 0)
+        self._canvas = self._room // 2 if config.canvas_mib is None else config.canvas_mib * 2**20
 
     def run(self, windows: Tensor) -> Tensor:
         """Return the small logits of windows of one size.
@@ -72,27 +72,53 @@ class Runner:
         low, padded = model.logits_geometry((max(window[0], self._least[0]), max(window[1], self._least[1])))
         return Geometry(low, padded, self.spec.align_corners)
 
-    def batch_of(self, window: tuple[int, int]) -> int:
-        """Return how many windows of this size pass through the model together."""
+    def batch_of(self, window: tuple[int, int], held: int = 0) -> int:
+        """Return how many windows of this size pass through the model together, beside ``held`` bytes of pictures."""
         if self.config.window_batch is not None:
             return self.config.window_batch
-        return max(min(self._activations // self._window_bytes(window), MOST_WINDOWS), 1)
+        return max(min((self._room - held) // self._window_bytes(window), MOST_WINDOWS), 1)
+
+    def bytes_of(self, assembly: Assembly) -> int:
+        """Return what a picture under way holds."""
+        # Logits are bfloat16 where the heads are; what auto will choose is not known yet.
+        return assembly_bytes(assembly, 2 if self.config.precision == "bf16" else 4)
+
+    def held(self, assembly: Assembly) -> int:
+        """Return the bytes that pictures under way may hold together if this is one of them, and not alone."""
+        if self.config.canvas_mib is not None:
+            return self._canvas
+        return min(self._canvas, self._room - self._largest(assembly))
+
+    def share(self, assembly: Assembly) -> int:
+        """Return the bytes that a picture with such windows may hold alone: what two windows leave, but half at least,
+        as long as one window has room."""
+        if self.config.canvas_mib is not None:
+            return self._canvas
+        largest = self._largest(assembly)
+        return min(max(self._canvas, self._room - 2 * largest), self._room - largest)
+
+    def check(self, assembly: Assembly) -> None:
+        """Raise ConfigError if a picture (or its narrowest strip) and one of its windows do not fit into the budget."""
+        if self.config.window_batch is not None or self.config.canvas_mib is not None:
+            return  # said by hand
+        least = FIXED + self.bytes_of(assembly) + self._largest(assembly)
+        if least > (budget := parse_bytes(self.config.memory_budget)) and self.device.type == "cpu":
+            picture, window = ("x".join(map(str, size)) for size in (assembly.size, assembly.windows()[0]))
+            raise ConfigError(
+                f"memory_budget: must be at least {math.ceil(least / 2**20)}MiB for a picture of {picture} in windows "
+                f"of {window}, got {budget / 2**20:.4g}MiB; smaller windows (--mode slide, --crop) take less"
+            )
+
+    def _largest(self, assembly: Assembly) -> int:
+        return max(map(self._window_bytes, assembly.windows()))
 
     def _window_bytes(self, window: tuple[int, int]) -> int:
-        """Estimate what one window's way through the model holds at its widest point, in float32.
-
-        Encoder: a block's input, its output, queries, keys and values, and the wide layer of the MLP (twice: before and
-        after GELU), beside the taps that are kept. Head: the largest map, with the input and output of its layers.
-        """
-        spec, geometry = self.spec, self.geometry(window)
-        patch = getattr(spec, "patch_size", 16)
-        tokens = -(-window[0] // patch) * -(-window[1] // patch) + 2
-        block = 6 + 2 * getattr(spec, "mlp_ratio", 4.0) + len(getattr(spec, "taps", ()))
-        encoder = tokens * getattr(spec, "width", 64) * block
-        channels = getattr(spec, "head_channels", 64)
-        channels = max(channels, len(getattr(spec, "taps", ())) * getattr(spec, "branch_channels", 64))
-        head = geometry.low[0] * geometry.low[1] * (3 * channels + 2 * spec.num_classes)
-        return int(4 * (max(encoder, head) + 3 * window[0] * window[1]))
+        padded = window[0] < self._least[0] or window[1] < self._least[1]
+        bytes_ = self.config.resize_rule == "opencv" and getattr(self.model, "takes_bytes", False) and not padded
+        resized = self.config.scales != (1.0,) or self.config.resize_short or self.config.min_short
+        read: Read = ("resized" if resized else "bytes") if bytes_ else "numbers"
+        geometry = self.geometry(window)
+        return window_bytes(self.spec, geometry, window, precision=self.config.precision, read=read)
 
 
 def _logits(model: Any, autocast: bool, small: bool, windows: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from setr_fast.engine.containers import missing_bytes
 from setr_fast.errors import BackendError, DataError
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"})
@@ -83,6 +84,11 @@ def frames(path: Path) -> Iterator[Frame]:
                 pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns % 4))
                 yield Frame(pixels, time, unit)
                 count, last = count + 1, time
+            if count and (missing := missing_bytes(path)):
+                raise DataError(
+                    f"{path}: must be a complete video, got one that lacks {missing} bytes at least, after {count} "
+                    "frames; copy the file again"
+                )
             if last is not None and promised is not None:
                 shown = float((last - (getattr(stream, "start_time", None) or 0) + step) * unit)
                 if promised - shown > max(_MISSING_SECONDS, _MISSING_SHARE * promised):

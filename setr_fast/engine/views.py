@@ -126,7 +126,7 @@ class Assembly:
         """Prepare; nothing is computed. ``take_rows(first, scores [K, rows, columns])`` asks for scores instead."""
         self.num_classes, self.probabilities = num_classes, probabilities
         self.ignore_index, self._labels, self._take_rows = ignore_index, labels, take_rows
-        self.columns = columns or (0, out_size[1])
+        self.columns, self.size = columns or (0, out_size[1]), out_size
         self.height, width = out_size[0], self.columns[1] - self.columns[0]
         self._grids = []
         for view in views:
@@ -149,6 +149,14 @@ class Assembly:
     def values(self) -> int:
         """Logits that are held at most, in numbers."""
         return sum(grid.values(self.num_classes) for grid in self._grids)
+
+    def table_values(self) -> int:
+        """Windows times columns of the tables, over all views."""
+        return sum(len(grid.lefts) * (self.columns[1] - self.columns[0]) for grid in self._grids)
+
+    def windows(self) -> list[tuple[int, int]]:
+        """Return the size of each view's windows, the largest first."""
+        return sorted({grid.window for grid in self._grids}, key=lambda size: -size[0] * size[1])
 
     def requests(self) -> Iterator[Request]:
         """Yield every window once, those that reach highest in the picture first."""

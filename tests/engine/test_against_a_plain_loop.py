@@ -94,8 +94,8 @@ def draw(seed: int) -> tuple[SegmentationModel, SegmentationModel, np.ndarray, I
         merge=pick.choice(["probabilities", "logits"]),
         window_rule=pick.choice(["mmseg", "segmenter", "paddleseg"]),
         resize_rule="opencv",
-        window_batch=pick.choice([None, 1, 3]),
-        memory_budget=pick.choice(["2GiB", "1MB", "20kB"]),
+        window_batch=(batch := pick.choice([None, 1, 3])),
+        memory_budget=pick.choice(["2GiB", "2GiB" if batch is None else "20kB"]),  # alone it would be refused
     )
     size = (height, width) if pick.random() < 0.7 else (pick.randint(1, 140), pick.randint(1, 140))
     return model, exact.double(), image, config, size

@@ -49,6 +49,22 @@ def test_stems_are_kept_where_they_can_be(tmp_path, names, stems):
     assert output_stems([tmp_path / "in" / name for name in names], tmp_path / "out") == stems
 
 
+@pytest.mark.parametrize(
+    ("names", "stems"),
+    [
+        (["a.jpg", "x/a.jpg", "x/y/a.jpg"], ["a", "x/a", "x/y/a"]),
+        (["x/a.jpg", "X/a.jpg"], ["x/a", "x/a_jpg"]),
+        (["X/a.jpg", "x/a.png/b.jpg"], ["X/a_jpg", "X/a.png/b"]),
+        (["a.mp4", "a_frames/b.jpg"], ["a_mp4", "a_frames/b"]),
+        (["x/a.jpg", "x/a.png/b.jpg", "a.png/y/b.jpg", "a.jpg"], ["x/a_jpg", "x/a.png/b", "a.png/y/b", "a_jpg"]),
+    ],
+)
+def test_folders_are_kept_and_no_result_has_the_name_of_one(tmp_path, names, stems):
+    files = [tmp_path / "in" / name for name in names]
+    below = [file.parent.relative_to(tmp_path / "in") for file in files]
+    assert output_stems(files, tmp_path / "out", below) == stems
+
+
 def test_long_stems_are_cut_between_letters_and_stay_apart(tmp_path):
     files = [tmp_path / ("\u00fc" * 123 + end + ".jpg") for end in "ab"]
     one, two = output_stems(files, tmp_path / "out")

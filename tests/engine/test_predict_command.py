@@ -14,6 +14,8 @@ from PIL import Image
 
 from setr_fast.checkpoints.convert import convert
 from setr_fast.checkpoints.options import ConvertConfig
+from setr_fast.data.reading import PictureReader
+from setr_fast.engine.inputs import expand
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.predict_command import predict_command, predict_files
 from setr_fast.engine.predictor import predict
@@ -56,6 +58,29 @@ def test_predict_writes_class_map_and_overlay_at_the_pictures_size(checkpoint, m
         expected = predict(make_model(), tmp_path / "in" / f"{name}.png")
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new/out" / f"{name}.png")), expected)
         assert Image.open(tmp_path / "new/out" / f"{name}_overlay.jpg").size == expected.shape[::-1]
+
+
+def test_folders_below_are_searched_and_kept_but_not_the_results_of_an_earlier_run(checkpoint, make_picture, tmp_path):
+    folder = tmp_path / "in"
+    for name in ("a.png", "x/a.png", "x/y/b.png", ".hidden/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_picture(9, 12)).save(folder / name)
+    (folder / "again").symlink_to(folder)
+    for _ in range(2):
+        predict_command(checkpoint, [folder, folder / "x" / "y"], folder / "out", INFERENCE, overlays="none")
+        found = sorted(str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*.png"))
+        assert found == ["a.png", "x/a.png", "x/y/b.png"]
+
+
+def test_further_channels_lie_in_folders_as_the_pictures_do(make_picture, tmp_path, make_model, monkeypatch):
+    given: list[Path | None] = []
+    monkeypatch.setattr(PictureReader, "file", lambda self, path, more=None: given.append(more) or make_picture(8, 8))
+    for name in ("in/x/a.png", "more/x/a.png", "more/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_picture(8, 8)).save(tmp_path / name)
+    files = expand([tmp_path / "in"], tmp_path / "out")
+    predict_files(make_model(), files, tmp_path / "out", INFERENCE, tmp_path / "more")
+    assert given == [tmp_path / "more" / "x" / "a.png"]
 
 
 def test_broken_pictures_are_named_and_the_others_are_done(checkpoint, make_picture, tmp_path, capsys):

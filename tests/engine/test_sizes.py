@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 
 from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.predictor import predict
 from setr_fast.engine.runner import MOST_WINDOWS, Runner
 from setr_fast.engine.sizes import parse_bytes
 from setr_fast.errors import ConfigError
@@ -44,7 +48,26 @@ def test_a_larger_budget_lets_more_windows_go_together(make_model):
 def test_old_spellings_still_decide(make_model):
     runner = Runner(make_model(), InferenceConfig(window_batch=3, canvas_mib=8))
     assert runner.batch_of((32, 32)) == 3
-    assert runner.held == 2 * 2**20, "numbers of four bytes in 8 MiB"
     for name in ("window_batch", "canvas_mib"):
         with pytest.raises(ConfigError, match=f"{name}: must be positive"):
             InferenceConfig(**{name: 0})
+
+
+def test_pictures_that_are_held_leave_less_room_for_windows(make_model):
+    runner = Runner(make_model(image_size=(512, 512), patch_size=4), InferenceConfig(memory_budget="1GiB"))
+    assert runner.batch_of((512, 512), held=2**29) < runner.batch_of((512, 512))
+    assert runner.batch_of((512, 512), held=2**30) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (0.5, 1.0), "mode": "slide"}, {"mode": "whole"}])
+def test_a_budget_too_small_for_a_window_names_the_least_which_is_enough(make_model, options):
+    model, picture = make_model(), np.zeros((100, 300, 3), np.uint8)
+    with pytest.raises(
+        ConfigError, match=r"memory_budget: must be at least \d+MiB for a picture of 100x300"
+    ) as refused:
+        predict(model, picture, InferenceConfig(memory_budget="1MB", **options))
+    assert "\n" not in str(refused.value)
+    least = int(re.search(r"(\d+)MiB", str(refused.value))[1])
+    assert predict(model, picture, InferenceConfig(memory_budget=f"{least}MiB", **options)).shape == (100, 300)
+    with pytest.raises(ConfigError, match=r"must be at least"):
+        predict(model, picture, InferenceConfig(memory_budget=f"{least - 2}MiB", **options))

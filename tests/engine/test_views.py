@@ -69,7 +69,7 @@ def scores(views: list[View], size: tuple[int, int], probabilities: bool, **opti
 
 
 def finish(assembly: Assembly, batch: int = 3) -> Assembly:
-    (done,) = assemble([assembly], run, lambda size: batch, 0)
+    (done,) = assemble([assembly], run, lambda *_: batch, lambda _: 0)
     assert done is assembly
     return assembly
 
@@ -170,7 +170,7 @@ def test_several_pictures_share_their_batches():
         sizes.append(len(batch))
         return run(batch)
 
-    done = list(assemble(iter(parts), counted, lambda size: 8, 10**9))
+    done = list(assemble(iter(parts), counted, lambda *_: 8, lambda _: 10**9))
     assert [id(part) for part in done] == [id(part) for part in parts]
     assert sizes[:-1] == [8] * (len(sizes) - 1), "only the last batch may be short"
     for part, view in zip(done, views, strict=True):
@@ -186,7 +186,7 @@ def test_pictures_wait_outside_when_memory_is_short():
             opened.append(index)
             yield Assembly([view], view.size, CLASSES, geometry)
 
-    for finished, _ in enumerate(assemble(coming(), run, lambda size: 100, 1)):
+    for finished, _ in enumerate(assemble(coming(), run, lambda *_: 100, lambda _: 1)):
         assert len(opened) <= finished + 2, "one in work, one next in line"
 
 
@@ -247,6 +247,6 @@ def test_wide_classes_are_16_bit():
 
     view = view_of(torch.zeros(3, 5, 5), (4, 4), (3, 3))
     part = Assembly([view], (5, 5), 300, lambda window: Geometry(window, window, False))
-    (done,) = assemble([part], many, lambda size: 1, 0)
+    (done,) = assemble([part], many, lambda *_: 1, lambda _: 0)
     assert done.classes.dtype == torch.int16
     np.testing.assert_array_equal(done.classes.numpy(), 299)

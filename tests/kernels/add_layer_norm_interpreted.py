@@ -26,8 +26,8 @@ def error(got: Tensor, truth: Tensor) -> float:
     return float((got.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-12))
 
 
-def run(case: dict[str, Any]) -> dict[str, Any]:
-    """Return errors of every output, and whether two backward runs give the same bits."""
+def run(case: dict[str, Any]) -> dict[str, float]:
+    """Return the errors of both outputs."""
     kernels = importlib.import_module("setr_fast.kernels.add_layer_norm")
     generator = torch.Generator().manual_seed(1)
     shape, dtype = case["shape"], getattr(torch, case["dtype"])
@@ -39,24 +39,11 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     if case["strided"]:
         branch = branch.transpose(0, 1).contiguous().transpose(0, 1)
     weight, bias = draw(shape[-1]), draw(shape[-1])
-    exact = [value.double().requires_grad_() for value in (x, branch, weight, bias)]
-    total = exact[0] + exact[1]
-    normed = torch.nn.functional.layer_norm(total, shape[-1:], exact[2], exact[3], 1e-6)
-    d_total, d_normed = draw(*shape), draw(*shape, of=dtype)
-    slopes = torch.autograd.grad((total, normed), exact, (d_total.double(), d_normed.double()))
+    exact = x.double() + branch.double()
+    normed = torch.nn.functional.layer_norm(exact, shape[-1:], weight.double(), bias.double(), 1e-6)
     found = kernels.add_layer_norm(x, branch, weight, bias, 1e-6)
-    given = d_total, d_normed, found[0], weight, found[2], found[3]
-    back = kernels.add_layer_norm_backward(*given)
-    again = kernels.add_layer_norm_backward(*given)
     assert found[1].dtype == dtype
-    return {
-        "total": error(found[0], total.detach()),
-        "normed": error(found[1], normed.detach()),
-        "d_sum": error(back[0], slopes[0]),
-        "d_weight": error(back[1], slopes[2]),
-        "d_bias": error(back[2], slopes[3]),
-        "same_bits": all(torch.equal(a, b) for a, b in zip(back, again, strict=True)),
-    }
+    return {"total": error(found[0], exact), "normed": error(found[1], normed)}
 
 
 if __name__ == "__main__":

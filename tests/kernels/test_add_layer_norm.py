@@ -1,4 +1,4 @@
-"""The Triton kernels of add_layer_norm without a GPU: interpreted against float64, and compiled for cards."""
+"""The Triton kernel of add_layer_norm without a GPU: interpreted against float64, and compiled for cards."""
 
 from __future__ import annotations
 
@@ -42,22 +42,20 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: f"{CASES[i]['dtype']}-{CASES[i]['shape']}")
 def test_interpreted_kernels_agree_with_float64(index: int, results: list[dict[str, Any]]) -> None:
     found, bound = dict(results[index]), BOUNDS[CASES[index]["dtype"]]
-    assert found.pop("same_bits"), "the backward must not depend on the order of programs"
     assert found.pop("total") < 2e-6
     assert all(value < bound for value in found.values()), found
 
 
 @pytest.mark.parametrize("card", [80, 90])
 @pytest.mark.parametrize("width", [192, 1024])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_compiled_kernels_keep_a_row_in_registers(direction: str, width: int, card: int) -> None:
+def test_the_compiled_kernel_keeps_a_row_in_registers(width: int, card: int) -> None:
     compiler, targets = (importlib.import_module(f"triton.{m}") for m in ("compiler", "backends.compiler"))
     knobs = importlib.import_module("triton.knobs")
     kernels = importlib.import_module("setr_fast.kernels.add_layer_norm")
-    function = getattr(kernels, f"_add_layer_norm_{direction}")
+    function = kernels._add_layer_norm
     constants = kernels.launch_of(width)
     options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-    kinds = dict.fromkeys(("branch", "normed", "d_normed"), "*bf16") | {"eps": "fp32", "rows": "i32", "each": "i32"}
+    kinds = {"branch": "*bf16", "normed": "*bf16", "eps": "fp32"}
     signature = {n: "constexpr" if n in constants else kinds.get(n, "*fp32") for n in function.arg_names}
     pointers = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(function.arg_names) if signature[n][0] == "*"}
     source = compiler.ASTSource(fn=function, signature=signature, constexprs=constants, attrs=pointers)

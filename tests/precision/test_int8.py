@@ -18,6 +18,7 @@ from setr_fast.ops.attention_bytes import serves
 from setr_fast.precision import linears, rounding
 from setr_fast.precision.block import InferenceBlock
 from setr_fast.precision.linears import ByteRange, Int8Linear, PlainLinear
+from setr_fast.precision.report import Layer, costliest_first
 from setr_fast.precision.rounding import int8_model
 
 Make = Callable[..., SegmentationModel]
@@ -109,7 +110,7 @@ def test_every_block_is_rounded_and_the_classes_stay(name: str, make_model: Make
     assert not torch.equal(rounded, plain)
 
 
-def test_layers_go_back_worst_first_until_the_classes_agree(make_model: Make, windows: Tensor) -> None:
+def test_layers_go_back_until_the_classes_agree(make_model: Make, windows: Tensor) -> None:
     model = make_model()
     with torch.inference_mode():
         found, report = int8_model(model, windows, goal=1.1)  # never reached: everything goes back
@@ -118,8 +119,7 @@ def test_layers_go_back_worst_first_until_the_classes_agree(make_model: Make, wi
     kinds = [type(m) for m in found.modules()]
     assert Int8Linear not in kinds
     assert kinds.count(PlainLinear) == 8
-    worst = sorted(report.layers, key=lambda layer: layer.sqnr_db)
-    assert report.kept_float == [layer.name for layer in worst]
+    assert report.kept_float == [layer.name for layer in costliest_first(report.layers)]
 
 
 def test_few_attempts_find_how_many_layers_go_back(
@@ -176,3 +176,28 @@ def test_one_outlying_channel_does_not_cost_the_others_their_levels(make_model: 
     with torch.inference_mode():
         report = int8_model(model, windows, goal=0.0)[1]
     assert all(layer.sqnr_db > 25 for layer in report.layers if layer.name.endswith("qkv")), report.layers
+
+
+def test_layers_that_cost_much_noise_for_little_go_back_first() -> None:
+    def layer(name: str, noise: float, work: float) -> Layer:
+        return Layer(f"blocks.0.{name}", 40.0, -1.0, 1.0, noise, work)
+
+    of_block = [layer("attn.qkv", 1, 30), layer("attn.proj", 1, 10), layer("mlp.fc1", 8, 40), layer("mlp.fc2", 2, 40)]
+    found = [one.name.removeprefix("blocks.0.") for one in costliest_first(of_block)]
+    assert found == ["mlp.fc1", "attn.proj", "mlp.fc2", "attn.qkv"]
+    found = [one.name.removeprefix("blocks.0.") for one in costliest_first([*of_block, layer("attn", 0, 90)])]
+    assert found == ["mlp.fc1", "mlp.fc2", "attn.proj", "attn.qkv", "attn"], "the products keep attention in bytes"
+
+
+def test_a_picture_that_no_range_was_taken_from_decides_too(
+    make_model: Make, windows: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    with torch.inference_mode():
+        found, report = int8_model(model, windows, goal=0.0)
+        strange = rounding.stranger(windows[:1])
+        pictures = torch.cat((windows, strange))
+        same = (rounding._classes(found, pictures) == rounding._classes(model, pictures)).double().mean((1, 2))
+        assert report.agreement == float(same.min())
+        monkeypatch.setattr(rounding, "stranger", lambda window: (200 * window.float().round()).to(torch.uint8))
+        assert int8_model(model, windows, goal=0.0)[1].agreement != report.agreement
