@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from setr_fast.errors import ShapeError
-from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native
+from setr_fast.ops import _native
+from setr_fast.ops._op import FULL, Case, Cost, Draw, declare_op, native, python
 from setr_fast.ops.patch_embed_products import WEIGHT_SCALE, _centres, of_channel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -125,6 +126,35 @@ def forward(
     return _op.run("native", image, factor, addend, patch, h, w, centres, 1 / WEIGHT_SCALE, dtype)
 
 
+def by_rows(
+    image: Tensor,
+    factor: Tensor,
+    addend: Tensor,
+    patch: int,
+    h: int,
+    w: int,
+    shift: list[float],
+    scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Serve the op on a CPU: the compiled gather makes rows of float32, the library multiplies."""
+    wide, add = factor.float().t(), addend.float()
+    tokens = addend.new_empty((len(image), h * w, len(factor)), dtype=torch.float32)
+    for picture, out in zip(image, tokens, strict=True):
+        rows = torch.ops.setr_fast_native.patch_embed_rows.default(
+            picture[None], patch, h, w, shift, [1.0] * 3, [0.0] * 3, False, torch.float32
+        )
+        torch.addmm(add, rows, wide, alpha=scale, out=out)
+    return tokens.to(dtype)
+
+
+def _fits_the_rows(image: Tensor, factor: Tensor, addend: Tensor, *rest: Any) -> list[str]:
+    reasons = [missing] if (missing := _native.missing("cpu")) else []
+    if addend.dtype is torch.float64 or factor.dtype is torch.float64:
+        reasons.append("takes a factor and an addend of at most 32 bits, got float64")
+    return reasons
+
+
 def forward_refuses(image: Tensor, weight: Tensor, bias: Tensor | None, positions: Tensor, *rest: Any) -> list[str]:
     """Return why ``forward`` does not take the arguments of ``patch_embed``, or nothing."""
     patch, (h, w) = weight.shape[-1], rest[2:4]
@@ -172,6 +202,9 @@ _op = declare_op(
     fake=_fake,
     cases=_cases,
     cost=_cost,
-    backends=(native("cuda", accepts=_fits_the_kernel),),
+    backends=(
+        native("cuda", accepts=_fits_the_kernel),
+        python("setr_fast.ops.patch_embed_product:by_rows", device="cpu", name="by_rows", accepts=_fits_the_rows),
+    ),
     rounds=True,
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from setr_fast.errors import ShapeError
 from setr_fast.ops import _upsample_conv_library as library
-from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, native
+from setr_fast.ops._op import FULL, Bench, Case, Cost, Draw, declare_op, native, python
 from setr_fast.ops.upsample_conv import _laid, check, in_autocast
 
 
@@ -50,6 +50,20 @@ def _reference(
     exact = y.detach().to(torch.promote_types(y.dtype, torch.float32))
     mean = exact.mean((0, 2, 3))
     return y, mean, (exact - mean[:, None, None]).square().sum((0, 2, 3))
+
+
+def by_upsample_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Serve the op on a CPU: the compiled map, whose statistics PyTorch takes."""
+    y = torch.ops.setr_fast.upsample_conv.default(x, weight, bias, height, width, align_corners, False).detach()
+    spread, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
+    return y, mean, spread * (y.numel() // y.shape[1])
+
+
+def _refuses_other_dtypes(x: Tensor, *_: Any) -> list[str]:
+    served = (torch.float32, torch.bfloat16)
+    return [] if x.dtype in served else [f"takes float32 and bfloat16, got {str(x.dtype)[6:]}"]
 
 
 def _fake(
@@ -118,6 +132,14 @@ _op = declare_op(
         native(
             "cuda",
             dtypes=(torch.float32, torch.bfloat16, torch.float16),
+            error_factor=4.0,
+            why="mean and spread are of this backend's own map, whose rounding they inherit",
+        ),
+        python(
+            "setr_fast.ops.upsample_conv_statistics:by_upsample_conv",
+            device="cpu",
+            name="by_upsample_conv",
+            accepts=_refuses_other_dtypes,
             error_factor=4.0,
             why="mean and spread are of this backend's own map, whose rounding they inherit",
         ),
