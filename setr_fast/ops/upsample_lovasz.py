@@ -157,10 +157,6 @@ def _cost(logits: Tensor, labels: Tensor, *_: Any) -> Cost:
     return Cost(bytes=2 * logits.nbytes + labels.nbytes, flops=48 * labels.numel() * logits.shape[1])
 
 
-_SORTED: dict[str, Any] = {
-    "error_factor": 20.0,
-    "why": "where rounding changes the order of two nearly equal errors, their slopes change by about 1 / pixels",
-}
 _op = declare_op(
     "upsample_lovasz(Tensor logits, Tensor labels, Tensor? class_weights, int height, int width, "
     "bool align_corners, int ignore_index, bool with_gradient) -> (Tensor, Tensor, Tensor)",
@@ -171,7 +167,7 @@ _op = declare_op(
     cases=_cases,
     cost=_cost,
     backends=(
-        native("cpu", dtypes=(torch.float32, torch.bfloat16), accepts=refuses, **_SORTED),
-        python("setr_fast.ops._class_maps:lovasz", name="by_class", **_SORTED),
+        native("cpu", dtypes=(torch.float32, torch.bfloat16), accepts=refuses),
+        python("setr_fast.ops._class_maps:lovasz", name="by_class"),
     ),
 )
