@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import full_size_losses as plain
 from setr_fast.loss import dice_loss, focal_loss, lovasz_loss, ohem_loss, segmentation_loss
-from tests.models import full_size_losses as plain
 
 CLASSES, SIZE = 19, (768, 768)
 Loss = Callable[..., Any]
