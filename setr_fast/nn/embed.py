@@ -29,5 +29,6 @@ class PatchEmbed(nn.Conv2d):
 
 
 def tokens_to_map(tokens_BND: Tensor, grid: Grid) -> Tensor:
-    """Lay tokens out as a picture of patches. Shapes: [B, N, D] -> [B, D, h, w]."""
-    return tokens_BND.transpose(1, 2).unflatten(2, (grid.h, grid.w))
+    """Lay tokens out as a picture of patches, channels last in memory. Shapes: [B, N, D] -> [B, D, h, w]."""
+    # Transposed first, a single picture's stride would fit no layout that PyTorch's resizing knows: ten times slower.
+    return tokens_BND.unflatten(1, (grid.h, grid.w)).permute(0, 3, 1, 2)

@@ -18,6 +18,6 @@ def resize_positions(table_1TD: Tensor, old: tuple[int, int], new: tuple[int, in
     if old == new:
         return table_1TD
     front, grid = table_1TD[:, :leading], table_1TD[:, leading:]
-    picture = grid.transpose(1, 2).unflatten(2, old)
+    picture = grid.unflatten(1, old).permute(0, 3, 1, 2)
     picture = F.interpolate(picture, size=new, mode=mode, align_corners=False)
     return torch.cat((front, picture.flatten(2).transpose(1, 2)), dim=1)
