@@ -121,6 +121,10 @@ class Circumstances:
     """Whether sides were timed once only (--quick): no figure then counts."""
 
 
+GONE = {("add_layer_norm", "backward")}
+"""Ops that were measured and have been removed since, with their direction."""
+
+
 def refusal(row: dict[str, Any]) -> str:
     """Return why a line must stay out of every table, or nothing."""
     if row["kind"] == BROKEN:
@@ -141,12 +145,17 @@ def refusal(row: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and content of each line; BROKEN stands for what is no row, as a killed process leaves it."""
+    """Yield the number and content of each line; BROKEN stands for what is no row, as a killed process leaves it.
+
+    Rows of what is no more are passed over.
+    """
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             row = json.loads(line)
         except ValueError:
             row = None
+        if isinstance(row, dict) and (row.get("name"), row.get("direction")) in GONE:
+            continue
         yield number, row if isinstance(row, dict) and "kind" in row and "dirty" in row else {"kind": BROKEN}
 
 
