@@ -1,7 +1,7 @@
 """What ``bench --adopt`` does: find, per op and dtype, a backend that is right and faster on this machine than what the
 op would take by itself, and have it taken from then on.
 
-The rule: right in every case of the op that it serves, odd shapes included; equal bits from equal calls; in no timed
+The rule: right in every case of the op that it serves, odd shapes included; declared to repeat its bits; in no timed
 case slower than what is used now by more than ``LOSS``; and faster by ``WORTH`` in their geometric mean. Where what is
 used now is itself wrong, the fastest that is right.
 """

@@ -1,6 +1,6 @@
 """Which backends this very machine has found right and faster; the ops try those first.
 
-``setr-fast bench --adopt`` writes the file and says by what rule (setr_fast/verdict.py). An entry holds for one machine
+``setr-fast bench --adopt`` writes the file and says by what rule (setr_fast/adopt.py). An entry holds for one machine
 and for the programs it was measured with: another card, another torch or triton, kernels compiled or edited since, and
 it is as if it were not there.
 """
