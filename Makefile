@@ -27,10 +27,6 @@ bench-check: $(VENV)/test-tools
 	@$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-only -q --record-to build/rows.jsonl; ended=$$?; \
 	$(BIN)/python -m benchmarks.check build/rows.jsonl --again build/rows-again.jsonl && exit $$ended
 
-check: $(VENV)/test-tools
-	$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-only -q --record-to build/rows.jsonl || test -s build/rows.jsonl
-	$(BIN)/python -m benchmarks.check build/rows.jsonl --again build/rows-again.jsonl
-
 check: $(VENV)/dev-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

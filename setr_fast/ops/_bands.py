@@ -1,4 +1,4 @@
-"""Cross entropy between low-resolution logits and full-size labels by PyTorch's own ops, a band of rows at a time.
+"""Losses between low-resolution logits and full-size labels by PyTorch's own ops, a band of rows at a time.
 
 For devices and dtypes without a kernel: no full-size logits, whatever the size, and nothing waits for the device. A
 band's logits are mixed from the low rows and columns beside each pixel; its gradient goes back through one matrix per
@@ -193,4 +193,61 @@ def loss_map_backward(
     bands = Bands(logits, labels, (height, width), align_corners, ignore_index)
     gradient = _sweep(bands, shares=grad.to(bands.dtype)).gradient
     assert gradient is not None
+    return torch.empty_like(logits).copy_(gradient)
+
+
+def _probabilities(bands: Bands, rows: slice) -> tuple[Tensor, Tensor]:
+    """Return the softmax [B, K, n, W] of some rows, 0 where the label is ignored, and how many pixels are right."""
+    scores, truth, valid = bands.scores(rows), bands.truth[:, rows], bands.valid[:, rows]
+    largest, best = scores.max(1, keepdim=True)
+    powers = scores.sub_(largest).exp_()
+    return powers.mul_((valid / powers.sum(1))[:, None]), ((best[:, 0] == truth) & valid).sum()
+
+
+def _where_labelled(bands: Bands, rows: slice) -> Tensor:
+    """Return which class [B, K, n, W] is each pixel's label."""
+    classes = torch.arange(bands.logits.shape[1], device=bands.logits.device)
+    return bands.truth[:, None, rows] == classes[:, None, None]
+
+
+def class_sums(
+    logits: Tensor,
+    labels: Tensor,
+    height: int,
+    width: int,
+    align_corners: bool,
+    ignore_index: int,
+    exponent: int,
+) -> tuple[Tensor, Tensor]:
+    """Serve ``upsample_class_sums``."""
+    bands = Bands(logits, labels, (height, width), align_corners, ignore_index)
+    sums = torch.zeros(2, logits.shape[1], dtype=torch.float64, device=logits.device)
+    hits = torch.zeros((), dtype=torch.int64, device=logits.device)
+    for rows in bands:
+        p, right = _probabilities(bands, rows)
+        hits += right
+        sums[0] += torch.where(_where_labelled(bands, rows), p, 0.0).sum((0, 2, 3))
+        sums[1] += p.pow_(exponent).sum((0, 2, 3))
+    return sums.to(bands.dtype), torch.stack((hits, bands.valid.sum()))
+
+
+def class_sums_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    height: int,
+    width: int,
+    align_corners: bool,
+    ignore_index: int,
+    exponent: int,
+) -> Tensor:
+    """Serve ``upsample_class_sums_backward``; with q the derivative by p, that by the logits is p (q - sum of p q)."""
+    bands = Bands(logits, labels, (height, width), align_corners, ignore_index)
+    gradient = torch.zeros_like(logits, dtype=bands.dtype)
+    here, everywhere = grad.to(bands.dtype)[:, None, :, None, None]
+    for rows in bands:
+        p, _ = _probabilities(bands, rows)
+        slopes = p.pow(exponent).mul_(exponent * everywhere)  # p q
+        slopes += torch.where(_where_labelled(bands, rows), here, 0.0).mul_(p)
+        bands.add(gradient, rows, slopes.sub_(p.mul_(slopes.sum(1, keepdim=True))))
     return torch.empty_like(logits).copy_(gradient)

@@ -114,44 +114,6 @@ def _log_sum_and_best(logits: Tensor, dtype: torch.dtype, place: _Place) -> tupl
     return top + total.log(), best
 
 
-def class_sums(
-    logits: Tensor,
-    labels: Tensor,
-    height: int,
-    width: int,
-    align_corners: bool,
-    ignore_index: int,
-    exponent: int,
-) -> tuple[Tensor, Tensor]:
-    """Serve ``upsample_class_sums``."""
-    maps = ClassMaps(logits, labels, (height, width), align_corners, ignore_index)
-    sums = torch.zeros(2, logits.shape[1], dtype=maps.dtype, device=logits.device)
-    for index in range(logits.shape[1]):
-        p = maps.probability(index)
-        sums[0, index] = (p * (maps.truth == index)).sum()
-        sums[1, index] = (p**exponent).sum()
-    return sums, maps.pixels()
-
-
-def class_sums_backward(
-    grad: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    height: int,
-    width: int,
-    align_corners: bool,
-    ignore_index: int,
-    exponent: int,
-) -> Tensor:
-    """Serve ``upsample_class_sums_backward``."""
-
-    def slope(p: Tensor, here: Tensor, index: int) -> Tensor:
-        return grad[1, index] * exponent * p ** (exponent - 1) + grad[0, index] * here
-
-    maps = ClassMaps(logits, labels, (height, width), align_corners, ignore_index)
-    return torch.empty_like(logits).copy_(maps.gradient(slope))
-
-
 def lovasz(
     logits: Tensor,
     labels: Tensor,

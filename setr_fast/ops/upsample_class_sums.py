@@ -149,7 +149,7 @@ def _kernel_refuses(*args: Any) -> list[str]:
 
 _ON_CPU = native("cpu", dtypes=(torch.float32, torch.bfloat16), accepts=_kernel_refuses)
 _KERNELS = "upsample_class_sums"
-_MAPS = "setr_fast.ops._class_maps"
+_BANDS = "setr_fast.ops._bands"
 _SIZES = "int height, int width, bool align_corners, int ignore_index, int exponent"
 
 _op = declare_op(
@@ -163,7 +163,7 @@ _op = declare_op(
     backends=(
         on_gpu(f"{_KERNELS}:upsample_class_sums", 5, _kernel_refuses),
         _ON_CPU,
-        python(f"{_MAPS}:class_sums", name="by_class"),
+        python(f"{_BANDS}:class_sums", name="by_rows"),
     ),
 )
 _backward_op = declare_op(
@@ -175,7 +175,7 @@ _backward_op = declare_op(
     backends=(
         on_gpu(f"{_KERNELS}:upsample_class_sums_backward", None, _kernel_refuses),
         _ON_CPU,
-        python(f"{_MAPS}:class_sums_backward", name="by_class"),
+        python(f"{_BANDS}:class_sums_backward", name="by_rows"),
     ),
     rounds=True,
 )

@@ -80,6 +80,8 @@ def test_seams_of_bands_change_nothing(
         ("upsample_cross_entropy", (logits, labels, weights, *place, "valid", 0.1, True)),
         ("upsample_cross_entropy_map", (logits, labels, *place)),
         ("upsample_cross_entropy_map_backward", (torch.rand(2, *cut).double(), logits, labels, *place)),
+        ("upsample_class_sums", (logits, labels, *place, 3)),
+        ("upsample_class_sums_backward", (torch.rand(2, 7).double(), logits, labels, *place, 3)),
     ):
         pairs = zip(*(tree_leaves(OPS[name].run(by, *args)) for by in ("by_rows", "reference")), strict=True)
         for got, want in pairs:
