@@ -1,7 +1,7 @@
 """Packages and one CMake step; everything else is in pyproject.toml and csrc/build_backend.py.
 
 SETR_FAST_NATIVE=auto|off|require says whether csrc/ is compiled; SETR_FAST_CUDA_ARCHS="80-real;90" for which cards.
-By hand, in an environment that has torch, cmake, ninja and pybind11: ``python setup.py build_ext --inplace``.
+By hand, in an environment that has torch and what pyproject.toml builds with: ``python setup.py build_ext --inplace``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, __version__, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "csrc"))
 from build_backend import find_compiler, find_torch, native_mode  # noqa: E402
 
 CUDA_ARCHS = "80-real;90"  # machine code for A100 and H100/H200, portable code for later cards
+SETUPTOOLS = 77  # the first that reads pyproject.toml's licence; by hand nothing else asks for it
 CUDA_LIBRARY = "_cuda.so"
 OPS_LIBRARY = "libsetr_fast_ops.so"  # kernels for C++ programs; the build of the module leaves it beside it
 
@@ -157,8 +158,16 @@ def sources(*patterns: str) -> list[str]:
     return sorted(p.relative_to(ROOT).as_posix() for pattern in patterns for p in ROOT.glob(pattern))
 
 
+def refuse_old_setuptools(version: str = __version__) -> None:
+    """End with one line where setuptools would end with a page about a licence."""
+    if int(version.split(".")[0]) < SETUPTOOLS:
+        say(f"setuptools must be {SETUPTOOLS} or newer, got {version}; pip install -U setuptools")
+        raise SystemExit(1)
+
+
 if __name__ == "__main__":
     native_mode()
+    refuse_old_setuptools()
     # A link to kernels/, which has no __init__.py so that it shadows nobody's package of that name.
     kernels = ["setr_fast.kernels"] if (ROOT / "setr_fast" / "kernels").is_dir() else []
     setup(

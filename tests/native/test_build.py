@@ -66,6 +66,16 @@ def test_another_mode_is_an_error(backend: ModuleType, value: str) -> None:
         backend.native_mode({"SETR_FAST_NATIVE": value})
 
 
+def test_old_setuptools_is_one_line(setup: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f'"setuptools>={setup.SETUPTOOLS}"' in (ROOT / "pyproject.toml").read_text()
+    with pytest.raises(SystemExit):
+        setup.refuse_old_setuptools("65.5.0")
+    assert capsys.readouterr().err.splitlines() == [
+        "setr_fast: setuptools must be 77 or newer, got 65.5.0; pip install -U setuptools"
+    ]
+    setup.refuse_old_setuptools("82.0.1.post3")
+
+
 def test_headers_are_those_of_the_installed_torch_which_is_not_imported() -> None:
     code = "import sys, build_backend as b; print(b.find_torch()); sys.exit('torch' in sys.modules)"
     done = subprocess.run(
