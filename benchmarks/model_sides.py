@@ -18,12 +18,14 @@ from benchmarks import harness
 from benchmarks.contest import Side
 from benchmarks.machine import DEVICE
 from benchmarks.op_contest import COMPILE, why_not_compiled
-from setr_fast.ops import OPS
+from setr_fast.ops import OPS, _adopted
 from setr_fast.ops._op import REFERENCE
 from setr_fast.train.step import has_fast_bf16
 
 OURS = "ours"
 HALF = "bfloat16"
+KERNELS = f"all kernels {HALF}"
+"""Ours, and kernels that wait for results of a card come first."""
 FAST_HALF = has_fast_bf16(torch.device(DEVICE))
 FACTOR_WHOLE = 2.0
 """Times the plain network's own error in the same dtype that another side's may be."""
@@ -81,13 +83,46 @@ def ladder(
         sides[ours_half] = Side(partial(_run, run, "", torch.bfloat16), torch.bfloat16, half_name, FACTOR_WHOLE)
     else:
         not_run |= dict.fromkeys((half_name, ours_half), "slower than float32 here; in the full selection (-m full)")
-    if graph is None:
-        not_run["graph"] = "the step of an optimiser is not captured"
-    elif DEVICE != "cuda":
-        not_run["graph"] = "needs a CUDA device"
-    else:
-        sides["graph"] = Side(graph(), torch.bfloat16, half_name, FACTOR_WHOLE, ours=False)
+    _add_graph("graph", graph, sides, not_run)
     return sides, not_run
+
+
+def with_kernels(
+    run: Callable[..., Any], *, graph: Callable[[], Callable[..., Any]] | None
+) -> tuple[dict[str, Side], dict[str, str]]:
+    """Return the sides that show what kernels bring that no card has run yet, and why others cannot run.
+
+    They stand apart from the ladder: one of them may take the card with it. ``graph`` as of ``ladder``.
+    """
+    half = f"{REFERENCE} {HALF}"
+    sides = {
+        half: Side(partial(_run, run, REFERENCE, torch.bfloat16), torch.bfloat16, half, 1.0),
+        f"{OURS} {HALF}": Side(partial(_run, run, "", torch.bfloat16), torch.bfloat16, half, FACTOR_WHOLE),
+        KERNELS: Side(partial(_with_kernels, _run, run, "", torch.bfloat16), torch.bfloat16, half, FACTOR_WHOLE),
+    }
+    not_run: dict[str, str] = {}
+    _add_graph(f"{KERNELS} graph", None if graph is None else partial(_with_kernels, graph), sides, not_run)
+    return sides, not_run
+
+
+def _add_graph(
+    name: str, graph: Callable[[], Callable[..., Any]] | None, sides: dict[str, Side], not_run: dict[str, str]
+) -> None:
+    """Add what ``graph`` captures as a side, or why there is none: a failed capture costs no other side its row."""
+    if graph is None:
+        not_run[name] = "the step of an optimiser is not captured"
+    elif DEVICE != "cuda":
+        not_run[name] = "needs a CUDA device"
+    else:
+        try:
+            sides[name] = Side(graph(), torch.bfloat16, f"{REFERENCE} {HALF}", FACTOR_WHOLE, ours=False)
+        except RuntimeError as error:
+            not_run[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _with_kernels(run: Callable[..., Any], *args: Any) -> Any:
+    with _adopted.untried_first():
+        return run(*args)
 
 
 def chosen_side() -> str:

@@ -58,11 +58,11 @@ def inferring(run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def facts(name: str, size: int, batch: int, direction: str) -> dict[str, Any]:
+def facts(name: str, size: int, batch: int, direction: str, *more: str) -> dict[str, Any]:
     """Return the fields that all rows of one comparison of networks share."""
     return {
         "name": name,
-        "case": f"{size}px, {CLASSES} classes, batch {batch}",
+        "case": ", ".join((f"{size}px", f"{CLASSES} classes", f"batch {batch}", *more)),
         "direction": direction,
         "size": [batch, size, size],
         "pictures": batch,

@@ -34,7 +34,8 @@ def _plots(rows: list[Row]) -> list[tuple[str, str, list[Row], Any]]:
     chosen = [row for row in measured if row.get("chosen") and "reference" in row["ratios"]]
     roof = [row for row in measured if row.get("chosen") and row.get("flops") and row.get("bytes")]
     memory = [row for row in measured if isinstance(row.get("peak_extra_bytes"), int)]
-    ladder = [row for row in rows if row["kind"] == "model" and row.get("agreement") is not None]
+    models = [row for row in rows if row["kind"] == "model" and row.get("agreement") is not None]
+    ladder = [row for row in models if "reference" in (row["side"], *row["ratios"])]  # its lowest rung
     return [
         ("Times faster than the reference", f"{machine}-speed.svg", chosen, _speed),
         ("Share of what the machine reaches", f"{machine}-roofline.svg", roof, _roofline),

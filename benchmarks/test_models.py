@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -19,14 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.contest import Contest
 from benchmarks.machine import DEVICE
 from benchmarks.memory import lacking
-from benchmarks.model_sides import captured, chosen_side, ladder, ops_of
+from benchmarks.model_sides import captured, chosen_side, ladder, ops_of, with_kernels
 from benchmarks.networks import CLASSES, HEADS, facts, network, pictures, plainly
 from benchmarks.outcome_rows import finish, rows_of
 from benchmarks.ring import Arguments
 from benchmarks.selection import is_full
 from setr_fast.models.model import SegmentationModel
 from setr_fast.ops import upsample_argmax
-from setr_fast.ops._op import REFERENCE
 
 COMPARED = 2**18
 """Values of each parameter's gradient that are held to the truth: every one of a small encoder, of a large one so many
@@ -38,20 +38,22 @@ LARGE = [("vit_l16", 512, 1), ("vit_l16", 768, 1)] if DEVICE == "cpu" else [("vi
 
 
 def comparisons() -> Iterator[Any]:
-    """Yield head, encoder, side of the picture, batch."""
-    for head in HEADS:
-        for encoder, size, batch in (*SMALL, *LARGE):
+    """Yield head, encoder, side of the picture, batch, and whether kernels that no card has run yet come first."""
+    for untried in (False, True) if DEVICE == "cuda" else (False,):  # apart, as they may take the card with them
+        for head, (encoder, size, batch) in product(HEADS, (*SMALL, *LARGE)):
             default = (encoder == SMALL[0][0]) == (DEVICE == "cpu")
             marks = [] if default else [pytest.mark.full]
-            yield pytest.param(head, encoder, size, batch, marks=marks, id=f"{head}_{encoder}-{size}px")
+            name = f"{head}_{encoder}-{size}px" + ("-all_kernels" if untried else "")
+            yield pytest.param(head, encoder, size, batch, untried, marks=marks, id=name)
 
 
-@pytest.mark.parametrize(("head", "encoder", "size", "batch"), list(comparisons()))
+@pytest.mark.parametrize(("head", "encoder", "size", "batch", "untried"), list(comparisons()))
 def test_inference(
     head: str,
     encoder: str,
     size: int,
     batch: int,
+    untried: bool,
     benchmark: Any,
     record: Callable[[Any], None],
     seed: int,
@@ -74,25 +76,29 @@ def test_inference(
         return (pictures(seed + index, batch, size),)
 
     first = make(0)
-    sides, not_run = ladder(
-        run, ops_of(lambda: run(*first)), full=is_full(pytestconfig), graph=lambda: captured(run, first)
-    )
+    graph = partial(captured, run, first)
+    if untried:
+        sides, not_run = with_kernels(run, graph=graph)
+    else:
+        sides, not_run = ladder(run, ops_of(lambda: run(*first)), full=is_full(pytestconfig), graph=graph)
     contest = Contest(sides, make, lambda a: plainly(answer, exact, *a), not_run, compared=lambda result: [result[0]])
     outcome = contest.run(rounds=9, seconds=4.0)
     truth = plainly(answer, exact, *first)[1]
     agreement = {n: float((contest.sides[n].run(*first)[1] == truth).float().mean()) for n in outcome.seconds}
-    common = facts(f"{head}_{encoder}", size, batch, "inference")
-    rows = rows_of(contest, outcome, REFERENCE, kind="model", chosen=chosen_side(), agreement=agreement, **common)
+    common = facts(f"{head}_{encoder}", size, batch, "inference", *_kernels(untried))
+    base = next(iter(sides))
+    rows = rows_of(contest, outcome, base, kind="model", chosen=chosen_side(), agreement=agreement, **common)
     record(rows)
     finish(rows, outcome, benchmark, run, first)
 
 
-@pytest.mark.parametrize(("head", "encoder", "size", "batch"), list(comparisons()))
+@pytest.mark.parametrize(("head", "encoder", "size", "batch", "untried"), list(comparisons()))
 def test_training_step(
     head: str,
     encoder: str,
     size: int,
     batch: int,
+    untried: bool,
     benchmark: Any,
     record: Callable[[Any], None],
     seed: int,
@@ -125,7 +131,10 @@ def test_training_step(
         return pictures(seed + index, batch, size), label.to(DEVICE)
 
     first = make(0)
-    sides, not_run = ladder(step, ops_of(lambda: step(*first)), full=is_full(pytestconfig), graph=None)
+    if untried:
+        sides, not_run = with_kernels(step, graph=None)
+    else:
+        sides, not_run = ladder(step, ops_of(lambda: step(*first)), full=is_full(pytestconfig), graph=None)
     sides = {name: side for name, side in sides.items() if not name.startswith("+")}
     model.zero_grad()
     optimizer.state.clear()  # room for the truth in float64: three times the weights' bytes, gradients included
@@ -138,10 +147,14 @@ def test_training_step(
     )
     exact.to("meta")  # no truth is asked of it any more
     outcome = contest.run(rounds=9, seconds=5.0)
-    common = facts(f"{head}_{encoder}", size, batch, "training step")
-    rows = rows_of(contest, outcome, REFERENCE, kind="model", chosen=chosen_side(), **common)
+    common = facts(f"{head}_{encoder}", size, batch, "training step", *_kernels(untried))
+    rows = rows_of(contest, outcome, next(iter(sides)), kind="model", chosen=chosen_side(), **common)
     record(rows)
     finish(rows, outcome, benchmark, step, first)
+
+
+def _kernels(untried: bool) -> list[str]:
+    return ["kernels that no card has run first"] if untried else []
 
 
 def _skip_without_memory(model: SegmentationModel, batch: int, *, training: bool) -> None:

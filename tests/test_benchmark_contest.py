@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ceilings, contest, memory, op_contest, parity, ring, rows, selection
+from benchmarks import ceilings, contest, memory, model_sides, op_contest, parity, ring, rows, selection
 from setr_fast import measure
+from setr_fast.ops import _adopted
 from setr_fast.ops._op import Backend, Case, Cost, Op
 
 MIB = 2**20
@@ -313,3 +314,28 @@ def test_a_side_with_a_clock_of_its_own_is_timed_by_it() -> None:
     assert not outcome.failures
     assert set(outcome.seconds["far"]) == {0.5}
     assert max(outcome.seconds["reference"]) < 0.5
+
+
+def test_kernels_that_no_card_has_run_are_a_side_of_their_own() -> None:
+    def run() -> bool:
+        return _adopted.takes_untried()
+
+    sides, not_run = model_sides.with_kernels(run, graph=None)
+    assert [name for name, side in sides.items() if side.run()] == [model_sides.KERNELS]
+    assert not_run == {f"{model_sides.KERNELS} graph": "the step of an optimiser is not captured"}
+    assert not run(), "only while that side runs"
+
+
+def test_a_graph_that_cannot_be_captured_is_a_reason_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def graph() -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nand a page more")
+
+    monkeypatch.setattr(model_sides, "DEVICE", "cuda")
+    for make, name in ((model_sides.with_kernels, f"{model_sides.KERNELS} graph"), (_ladder, "graph")):
+        sides, not_run = make(lambda: None, graph=graph)
+        assert name not in sides
+        assert not_run[name] == "operation not permitted when stream is capturing"
+
+
+def _ladder(run: Callable[..., Any], *, graph: Any) -> Any:
+    return model_sides.ladder(run, [], full=False, graph=graph)

@@ -32,6 +32,23 @@ Choices = dict[str, dict[str, str]]
 
 
 _ignored = False
+_untried_first = False
+
+
+@contextmanager
+def untried_first() -> Iterator[None]:
+    """Have the ops take kernels that no card has run yet before all else, where those serve: to measure them."""
+    global _untried_first
+    before, _untried_first = _untried_first, True
+    try:
+        yield
+    finally:
+        _untried_first = before
+
+
+def takes_untried() -> bool:
+    """Return whether kernels that no card has run yet come first."""
+    return _untried_first
 
 
 @contextmanager

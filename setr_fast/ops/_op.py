@@ -250,6 +250,8 @@ class Op:
             first = [b for name in preferred for b in self.backends if b.name == name]
             self._orders[preferred] = (*first, *(b for b in self.backends if b.name not in preferred))
         order = self._orders[preferred]
+        if _adopted.takes_untried():
+            return next((b for b in sorted(order, key=lambda b: not b.untried) if self._serves(b, args)), None)
         return next((b for b in order if (not b.untried or b.name == adopted) and self._serves(b, args)), None)
 
     def _serves(self, candidate: Backend, args: tuple[Any, ...]) -> bool:
@@ -288,7 +290,8 @@ class Op:
 
     def _remembered(self, *args: Any) -> Callable[..., Any]:
         """Return what serves these arguments, chosen once per device, dtype and shape of all tensors."""
-        key = tuple([(a.device, a.dtype, a.shape) if isinstance(a, Tensor) else a for a in args])
+        facts = [(a.device, a.dtype, a.shape) if isinstance(a, Tensor) else a for a in args]
+        key = (_adopted.takes_untried(), *facts)
         try:
             chosen = self._choices.get(key)
         except TypeError:  # a list among the arguments

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import setr_fast
 from setr_fast.errors import BackendError
-from setr_fast.ops import OPS
+from setr_fast.ops import OPS, _adopted
 from setr_fast.ops._op import Backend, Case, Cost, Draw, Op, declare_op
 from tests.ops import test_registry as generated
 
@@ -111,6 +111,15 @@ def test_what_has_never_run_on_its_hardware_serves_only_by_name(op: Op) -> None:
     with setr_fast.backend(f"{op.name}=untried"):
         assert op.choose(*args) == "untried"
         assert torch.equal(op(*args), _reference(*args))
+
+
+def test_what_has_never_run_comes_first_only_while_it_is_measured(op: Op) -> None:
+    args = _case(op).make(Draw.on())
+    for _ in range(2):  # a choice that is remembered belongs to its mode
+        assert not torch.equal(op(*args), _reference(*args))
+        with _adopted.untried_first():
+            assert op.choose(*args) == "untried"
+            assert torch.equal(op(*args), _reference(*args))
 
 
 def test_every_cuda_backend_of_ours_waits_for_results_of_a_card() -> None:
