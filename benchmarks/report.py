@@ -158,14 +158,13 @@ def _summary_cells(row: Row) -> list[str]:
 
 
 def _trained(rows: list[Row]) -> str:
-    head = ("recipe", "data", "steps", "minutes", "mIoU", "mIoU of always the commonest class", "machine")
+    head = ("recipe", "data", "steps", "mIoU", "mIoU of always the commonest class", "machine")
     return _table(head, [_trained_cells(row) for row in sorted(rows, key=lambda r: (r["run"], r["machine"]))])
 
 
 def _trained_cells(row: Row) -> list[str]:
     scores = [f"{row['mIoU']:.3f}", f"{row['majority_mIoU']:.3f}"]
-    minutes = "" if row["minutes"] is None else f"{row['minutes']:.0f}"
-    return [f"`{row['run']}`", row["data"], str(row["steps"]), minutes, *scores, row["machine"]]
+    return [f"`{row['run']}`", row["data"], str(row["steps"]), *scores, row["machine"]]
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------
