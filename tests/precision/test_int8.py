@@ -132,7 +132,7 @@ def test_few_attempts_find_how_many_layers_go_back(
     with torch.inference_mode():
         every = int8_model(model, windows, goal=0.0)[1]
         assert asked == [0]
-        goal = (1 + every.agreement) / 2
+        goal = (1 + 3 * every.agreement) / 4
         asked.clear()
         found, report = int8_model(model, windows, goal=goal)
         same = (found.logits(windows).argmax(1) == model.logits(windows).argmax(1)).double().mean()
