@@ -65,8 +65,8 @@ def recipe_path(name: str) -> Path:
     """Return the file of a recipe by name; ConfigError with the nearest name if there is none."""
     path = RECIPES / f"{name}.toml"
     if not path.is_file():
-        known = recipe_names()
-        raise ConfigError(f"recipe: must be one of {', '.join(known) or 'none here'}, got {name}{nearest(name, known)}")
+        near = nearest(name, recipe_names(), 3)
+        raise ConfigError(f"recipe: must be one of those that `setr-fast recipes` lists, got {name}{near}")
     return path
 
 

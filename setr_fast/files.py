@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+TEMPORARY = ".setr_fast-"
+"""How the names of unfinished files begin."""
+UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EIO,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EFBIG,
+}
+"""What the system says when a disk is full or a place cannot be written."""
+NO_FAULT_OF_OURS = UNWRITABLE - {errno.ENOENT} | {errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG}
+"""What it says of disks, permissions, names and limits; a file that is not there may be a program's fault."""
+
+
+def system_error(error: BaseException) -> tuple[int, str]:
+    """Return the system's number of the failure behind an error and the path it names; 0 and '' where there is none."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno:
+            return behind.errno, str(behind.filename2 or behind.filename or "")
+        if told := re.search(r"os error (\d+)", str(behind)):  # safetensors gives it in words
+            return int(told[1]), ""
+        behind = behind.__cause__ or behind.__context__
+    return 0, ""
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -15,7 +47,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     # A fixed short prefix: the target's own name may already be as long as a file name can be.
-    handle, temporary = tempfile.mkstemp(prefix=".setr_fast-", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -35,7 +67,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     too large to hold twice."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".setr_fast-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -59,7 +91,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".setr_fast-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
@@ -69,7 +101,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     os.fsync(opened.fileno())
         sync_folder(temporary)
         if path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=".setr_fast-old-", dir=path.parent))
+            aside = Path(tempfile.mkdtemp(prefix=TEMPORARY + "old-", dir=path.parent))
             os.rename(path, aside / path.name)
             os.rename(temporary, path)
             shutil.rmtree(aside)
@@ -90,6 +122,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def can_be_made(path: Path) -> bool:
+    """Return whether a file of this name, and the folders it wants, may be made here: asked before long work."""
+    folder = Path(path).absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _umask() -> int:

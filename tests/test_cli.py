@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +77,12 @@ def test_unknown_verb_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--config", "gone.toml"], 2, "gone.toml: no such config file"),
         (["train", "--recipe", "none-such"], 2, "recipe: must be one of"),
         (["train", "--resume"], 2, "needs --run-dir"),
-        (["train", "--train.steps", "0"], 2, "train.steps: must be 1 or more"),
+        (["train", "--train.steps", "0"], 2, "setr-fast train: train.steps: must be 1 or more"),
+        (["train", "--data.num-classes", "1"], 2, "setr-fast train: data.num_classes: must be 2..254, got 1"),
+        (["eval", "--checkpoint", "gone", "--scales", "0"], 2, "setr-fast eval: scales: must be positive numbers"),
+        (["train", "--recipe", "camvid"], 2, "did you mean camvid_tiny"),
+        (["bench", "to_byte"], 2, "setr-fast bench: op: must be one of"),
+        (["data", "coco", "gone.json", "RUN"], 3, "gone.json: must be a file that can be read, got 'No such file"),
         (["train", "--model.name", "setr_pup_vit_t17", "--run-dir", "RUN"], 2, "setr_pup_vit_t16"),
         (["train", "--data.root", "gone", "--run-dir", "RUN"], 3, "gone"),
         (["eval", "--checkpoint", "gone"], 3, "gone"),
@@ -102,6 +109,71 @@ def test_known_failures_are_one_line_and_an_exit_code(
     assert "Traceback" not in error
     if error.startswith("setr-fast"):
         assert error.strip().count("\n") == 0
+
+
+def test_a_value_that_is_missing_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--recipe"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Missing value for argument '--recipe'" in error
+    assert "usage:" not in error
+
+
+@pytest.mark.parametrize("verb", ["train", "predict", "export"])
+def test_help_breaks_lines_only_where_the_next_word_has_no_room(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    rows = [row.replace("\u2502", " ").rstrip() for row in capsys.readouterr().out.splitlines()]
+    texts = 0
+    for row, following in pairwise(rows):
+        indent, same = len(row) - len(row.lstrip()), len(following) - len(following.lstrip())
+        if indent == same > 4:
+            texts += 1
+            assert len(row) + 1 + len(following.split()[0]) > 76, (row, following)
+    assert texts > 5
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "full", "/x/a.png"), "/x/a.png: must be readable and writable, got 'No space left"),
+        (OSError(errno.EACCES, "no", "/x/.setr_fast-abc"), "/x: must be readable and writable, got 'Permission"),
+        (OSError(errno.ENOTDIR, "no", "/t", None, "/x/link"), "/x/link: must be"),
+        (RuntimeError("zip archive: unexpected pos 64 vs 0"), "a file: must be readable and writable, got 'No space"),
+    ],
+)
+def test_a_disk_or_a_permission_is_one_line_and_the_environments(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> int:
+        if isinstance(error, RuntimeError):
+            raise error from OSError(errno.ENOSPC, "full")
+        raise error
+
+    monkeypatch.setattr("setr_fast.cli.lists.doctor", fail)
+    assert main(["doctor"]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith(f"setr-fast doctor: {told}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), FileNotFoundError(errno.ENOENT, "gone", "x"), KeyError("x")])
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("setr_fast.cli.lists.doctor", fail)
+    with pytest.raises(type(error)):
+        main(["doctor"])
+
+
+def test_eval_refuses_a_result_it_could_not_write_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    assert main(["eval", "--checkpoint", "gone", "--out", str(tmp_path / "new" / "m.json")]) == 2
+    assert "out: must be in a folder that can be written" in capsys.readouterr().err
 
 
 def test_comparing_two_results_needs_no_torch(tmp_path: Path) -> None:

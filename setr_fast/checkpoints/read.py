@@ -22,6 +22,7 @@ from setr_fast.errors import CheckpointError
 from setr_fast.models.store import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 
 Kind = Literal["torch", "paddle", "npz", "safetensors", "native"]
+BEST = "best"
 _SUFFIXES = (".pth", ".pt", ".pdparams", ".safetensors", ".ckpt", ".bin")
 _MAX_CONFIG = 1 << 20
 _MAX_NAME = 300
@@ -84,7 +85,8 @@ def read_checkpoint(path: str | Path) -> Source:
 
 
 def weights_file(path: Path) -> Path:
-    """Return what is meant: the file itself, the one weights file of a folder, or a model folder of this package.
+    """Return what is meant: the file itself, the one weights file of a folder, a model folder of this package, or of a
+    run folder the best model.
 
     Raises: CheckpointError where there is none, or more than one.
     """
@@ -98,6 +100,8 @@ def _weights_file(path: Path) -> Path:
     if path.is_dir():
         if _is_native(path):
             return path
+        if _is_native(path / BEST):  # a run folder
+            return path / BEST
         found = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file())
         found = found or sorted(p for p in path.iterdir() if p.suffix == ".npz" and p.is_file())
         if len(found) != 1:

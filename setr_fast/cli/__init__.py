@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from setr_fast.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, SetrFastError
+from setr_fast.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, SetrFastError
+from setr_fast.files import NO_FAULT_OF_OURS, TEMPORARY, system_error
 
 # name: (module and function in this room, line of the overview)
 VERBS: dict[str, tuple[str, str]] = {
@@ -60,6 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `setr-fast ... | head`
         sys.stderr.close()
         return EXIT_OK
+    except Exception as error:
+        if (told := _of_the_system(error)) is None:
+            raise
+        print(f"setr-fast {verb}: {told}", file=sys.stderr)
+        return EXIT_ENVIRONMENT
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """Return one line on a disk, a permission or a limit that ended a verb; nothing for any other error.
+
+    What is known to be an input's or an output's fault has been said better where it happened.
+    """
+    if not isinstance(error, (OSError, RuntimeError)) and type(error).__name__ != "SafetensorError":
+        return None
+    number, place = system_error(error)
+    if number not in NO_FAULT_OF_OURS:
+        return None
+    if os.path.basename(place).startswith(TEMPORARY):
+        place = os.path.dirname(place)
+    what = place or "a file"
+    return f"{what}: must be readable and writable, got '{os.strerror(number)}'; see to the disk or the permissions"
 
 
 def _speak() -> None:

@@ -3,33 +3,56 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+import docstring_parser
 import tyro
 
 from setr_fast.config import Config, read_config
+from setr_fast.errors import ConfigError
 
 T = TypeVar("T")
 LISTS = ("--scales", "--inference.scales", "--metrics")  # the only options that also take 0.5,1.0
 
 
 def parse(kind: type[T], argv: Sequence[str], verb: str, default: T | None = None) -> T:
-    """Read the arguments of a verb into its dataclass; a mistake prints usage and exits with 2."""
+    """Read the arguments of a verb into its dataclass; an option that is not there prints usage and exits with 2.
+
+    Raises: ConfigError, in its own words, where a dataclass refuses a value.
+    """
     expanded: list[str] = []
     for argument in argv:
         if expanded and expanded[-1] in LISTS and "," in argument:
             expanded += argument.split(",")
         else:
             expanded.append(argument)
-    with _light_type_check():
-        if default is None:
-            return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}")
-        return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}", default=default)
+    told = io.StringIO()
+    try:
+        with _light_type_check(), _flowing_texts(), redirect_stderr(told):
+            if default is None:
+                return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}")
+            return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}", default=default)
+    except SystemExit as stop:
+        if (ours := _refusal(stop)) is not None:
+            raise ours from None
+        sys.stderr.write(told.getvalue())
+        raise
+
+
+def _refusal(stop: SystemExit) -> ConfigError | None:
+    """Return the error of ours that tyro took for one of its own: a ConfigError is a ValueError."""
+    error: BaseException | None = stop
+    while error is not None:
+        if isinstance(error, ConfigError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def given(argv: list[str], name: str) -> str | None:
@@ -37,8 +60,9 @@ def given(argv: list[str], name: str) -> str | None:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest="value")
     try:
-        return finder.parse_known_args(argv)[0].value
-    except SystemExit:  # the value is missing: the real parser says so better
+        with redirect_stderr(io.StringIO()):  # the value is missing: the real parser says so better
+            return finder.parse_known_args(argv)[0].value
+    except SystemExit:
         return None
 
 
@@ -49,6 +73,24 @@ def run_of(checkpoint: str | None) -> Config:
         if checkpoint and (folder / "config.toml").is_file():
             return read_config(folder / "config.toml", Config())
     return Config()
+
+
+@contextmanager
+def _flowing_texts() -> Iterator[None]:
+    """Have tyro see an option's text on one line: it would keep some of the line breaks that the source has."""
+    read = docstring_parser.parse_from_object
+
+    def flowing(of: Any, *style: Any) -> docstring_parser.Docstring:
+        found = read(of, *style)
+        for item in found.params:
+            item.description = " ".join((item.description or "").split()) or None
+        return found
+
+    docstring_parser.parse_from_object = flowing  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = read
 
 
 @contextmanager

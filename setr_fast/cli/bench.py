@@ -33,7 +33,7 @@ def run(argv: list[str]) -> int:
     from setr_fast.verdict import bench, head
 
     if unknown := [name for name in a.ops if name not in OPS]:
-        raise ConfigError(f"bench: there is no op {', '.join(unknown)}, only {', '.join(sorted(OPS))}")
+        raise ConfigError(f"op: must be one of {', '.join(sorted(OPS))}, got {', '.join(unknown)}")
     print(head(), flush=True)
     if a.adopt:
         return _adopt(a.ops or tuple(sorted(OPS)), a.seconds)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -18,22 +16,10 @@ from safetensors import SafetensorError
 from setr_fast.config import Config, to_toml
 from setr_fast.data.shards.fetch import is_address
 from setr_fast.errors import BackendError, ConfigError
-from setr_fast.files import atomic_write
+from setr_fast.files import UNWRITABLE, atomic_write, system_error
 from setr_fast.train import checkpoint
 
 LOCK = ".lock"
-UNWRITABLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-    errno.EIO,
-    errno.EEXIST,
-    errno.ENOTDIR,
-    errno.EFBIG,
-}
 
 
 def run_folder(config: Config, *, restarted: bool = False) -> Path:
@@ -99,20 +85,12 @@ def writing(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _number(error)
+        number, _ = system_error(error)
         if number not in UNWRITABLE:
             raise
         kept = checkpoint.complete(run_dir / "checkpoints")
         remedy = f"see to it, then go on from {kept[-1].name} with --resume" if kept else "give another --run-dir"
         raise BackendError(f"run_dir: {run_dir} cannot be written ({os.strerror(number)}); {remedy}") from None
-
-
-def _number(error: Exception) -> int:
-    """Return the system's number of an error; safetensors gives it in words."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    told = re.search(r"os error (\d+)", str(error))
-    return int(told[1]) if told else 0
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from setr_fast.models.catalog import model_spec
 from setr_fast.models.model import SegmentationModel, create_model
 from setr_fast.ops import _native
 from setr_fast.train.criterion import build_criterion
+from setr_fast.train.early import refuse_early
 from setr_fast.train.loop import Training
 from setr_fast.train.parallel import fill, spread
 from setr_fast.train.ranks import Ranks, by_first
@@ -42,6 +43,7 @@ def prepare(config: Config, run_dir: Path, ranks: Ranks) -> Training:
     if sources[0].classes.names != sources[1].classes.names:
         raise ConfigError("data: both splits must have the same classes")
     model, plain = _models(config, sources[0], ranks)
+    refuse_early(model, config, ranks)
     bf16 = uses_bf16(config.train, ranks)
     criterion = build_criterion(config.loss, model.spec.num_classes)
     step_loss = spread(model, ranks, config.train, config.parallel, fsdp=config.fsdp, bf16=bf16, criterion=criterion)

@@ -221,15 +221,15 @@ def test_a_folder_with_one_weights_file_stands_for_it(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
-def test_a_model_folder_is_native_under_both_of_its_names(tmp_path: Path) -> None:
+def test_a_model_folder_is_native_by_its_files_and_by_its_run(tmp_path: Path) -> None:
     import setr_fast
 
     model = setr_fast.create_model("setr_naive_vit_t16", num_classes=3, image_size=64)
-    model.save(tmp_path / "m")
-    for path in (tmp_path / "m", tmp_path / "m" / "model.safetensors"):
+    model.save(tmp_path / "run" / "best")
+    for path in (tmp_path / "run" / "best", tmp_path / "run" / "best" / "model.safetensors", tmp_path / "run"):
         source = read_checkpoint(path)
-        assert (source.kind, source.path) == ("native", tmp_path / "m")
-        assert source.meta["config"] == json.loads((tmp_path / "m/config.json").read_text())
+        assert (source.kind, source.path) == ("native", tmp_path / "run" / "best")
+        assert source.meta["config"] == json.loads((tmp_path / "run/best/config.json").read_text())
         assert source.tensors.keys() == model.state_dict().keys()
 
 

@@ -162,6 +162,13 @@ def test_names_that_are_not_text_are_read_and_shown(tmp_path: Path) -> None:
     assert "\\udcff.jpg" in message
 
 
+def test_pictures_that_all_stand_twice_are_named_and_not_their_masks(tmp_path: Path) -> None:
+    """As where `predict` has put its class maps beside the pictures."""
+    for stem in ("a", "b", "c"):
+        touch(tmp_path, f"train/images/{stem}.jpg", f"train/images/{stem}.png", f"train/masks/{stem}.png")
+    assert "stem 'a' must belong to one picture, got a.jpg and a.png" in refused(tmp_path)
+
+
 def test_composed_and_decomposed_accents_are_one_stem(tmp_path: Path) -> None:
     touch(tmp_path, "train/images/u\u0308ni.jpg", "train/masks/\u00fcni.png")
     (tmp_path / "train.txt").write_text("\u00fcni\n", encoding="utf-8")

@@ -75,7 +75,7 @@ def scan_split(
         inside = some(sorted(os.listdir(layout.images)), 3) or "nothing"
         rule = f"folder must hold pictures, got {inside}"
         faults.append(Fault(layout.images, rule, "put .jpg or .png files directly into it"))
-    elif not paired and len(pictures) > 1 and masks:
+    elif len(pictures) > 1 and masks and not any(key_of(stem + mask_suffix) in masks for stem in pictures):
         faults = [_nothing_fits(pictures, masks, layout, mask_suffix)]
         orphans = []
     return Scan([paired[key] for key in sorted(paired)], faults, orphans)
@@ -178,7 +178,8 @@ def _nothing_fits(pictures: Stems, masks: Stems, layout: Layout, mask_suffix: st
     """Return one fault for a folder where no stem fits, naming the mask suffix that would make them fit."""
     endings = Counter(mask[len(key) :] for mask in masks for key in pictures if mask.startswith(key) and mask != key)
     image, mask = min(paths[0] for paths in pictures.values()), min(paths[0] for paths in masks.values())
-    rule = f"masks must be called as their pictures plus '{mask_suffix}', got {image.name} and {mask.name}"
+    called = f"called as their pictures plus '{mask_suffix}'" if mask_suffix else "of their pictures' stems"
+    rule = f"masks must be {called}, got {image.name} and {mask.name}"
     remedy = "rename the masks"
     if endings and endings.most_common(1)[0][1] >= len(pictures) // 2:
         remedy = f"set --data.mask-suffix {endings.most_common(1)[0][0]}"

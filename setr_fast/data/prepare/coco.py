@@ -53,8 +53,11 @@ def coco_jobs(annotations: Path, out: Path) -> Iterator[Job]:
 def _content(path: Path) -> Annotations:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _fault(path, f"must be readable JSON, got '{type(error).__name__}'") from None
+    except OSError as error:
+        rule = f"must be a file that can be read, got '{error.strerror}'"
+        raise FaultError(Fault(path, rule, "check the path")) from None
+    except (ValueError, RecursionError) as error:
+        raise _fault(path, f"must be JSON, got '{type(error).__name__}'") from None
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise _fault(path, "must hold the lists images, annotations and categories, got others")
