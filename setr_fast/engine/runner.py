@@ -44,6 +44,7 @@ class Runner:
         self._waiting = waiting if self.device.type == "cpu" else 0  # a card's memory holds no other pictures
         self._room = max(parse_bytes(config.memory_budget) - self._waiting - self._fixed, 0)
         self._tight = False
+        self._known: dict[tuple[tuple[int, int], int], int] = {}
         self._canvas = self._room // 2 if config.canvas_mib is None else config.canvas_mib * 2**20
 
     def run(self, windows: Tensor) -> Tensor:
@@ -126,6 +127,11 @@ class Runner:
         return max(self._batch_bytes(window, count) for window in assembly.windows())
 
     def _batch_bytes(self, window: tuple[int, int], count: int) -> int:
+        if (window, count) not in self._known:
+            self._known[window, count] = self._counted(window, count)
+        return self._known[window, count]
+
+    def _counted(self, window: tuple[int, int], count: int) -> int:
         padded = window[0] < self._least[0] or window[1] < self._least[1]
         bytes_ = self.config.resize_rule == "opencv" and getattr(self.model, "takes_bytes", False) and not padded
         resized = self.config.scales != (1.0,) or self.config.resize_short or self.config.min_short
