@@ -9,37 +9,56 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from setr_fast.engine.views import Assembly, Geometry
+import torch
 
-FIXED = 16 * 2**20
-"""Bytes beside everything counted: packing buffers of products, rows under way, small tables, the allocator's gaps."""
-GAPS = 1.08
-"""Freed memory between two live pieces serves nobody."""
+from setr_fast.engine.views import Assembly, Geometry
+from setr_fast.precision.rounding import MOST_WINDOWS
+
+FIXED = 4 * 2**20
+"""Bytes beside everything counted: rows under way, small tables."""
+SLACK, _MOST_SLACK = 1.5, 28 * 2**20
+"""Libraries pack parts of what they multiply and keep the room for it: this share of a batch, but at most so many
+bytes (10 to 15 MiB were seen)."""
+_UNMAPPED = 64 * 2**20
+"""What blocks leave free does not serve a head's larger maps, as long as the C library keeps it for smaller pieces:
+those below 32 MiB, of which no more than this is free at a time."""
 Read = Literal["bytes", "resized", "numbers"]
 """How windows come: as the picture has them, resized as bytes, or normalised."""
 _WORKING = 160
 """Bytes per window and column while an assembly's tables are made."""
 
 
-def window_bytes(
-    spec: Any, geometry: Geometry, window: tuple[int, int], *, precision: str, read: Read = "bytes"
+def batch_bytes(
+    spec: Any, geometry: Geometry, window: tuple[int, int], count: int, *, precision: str, read: Read = "bytes"
 ) -> int:
-    """Return what a window holds on its way through the model, its logits included, in bytes."""
-    pixels = window[0] * window[1]
+    """Return what ``count`` windows hold on their way through the model together, their logits included, in bytes."""
+    together = _together(spec, geometry, window, count, precision, read)
+    if precision == "int8" and hasattr(spec, "taps"):
+        # The first windows calibrate, in float32, beside a negative and a stranger; all answers of a block are kept.
+        seen = min(count, MOST_WINDOWS) + 2
+        together = max(together, _together(spec, geometry, window, seen, "calibration", read))
+    return together + min(int(SLACK * together), _MOST_SLACK)
+
+
+def _together(spec: Any, geometry: Geometry, window: tuple[int, int], count: int, precision: str, read: Read) -> int:
+    """Return the bytes of tensors that are alive at the widest point, and of holes between them that serve nobody."""
+    pixels = count * window[0] * window[1]
     channels = getattr(spec, "in_chans", 3)
     # Read, and copied into a batch; resizing bytes makes numbers on its way.
     seen = pixels * {"bytes": 2 * channels, "resized": 7 * channels, "numbers": 12 * channels}[read]
     if not hasattr(spec, "taps"):  # a model of another class: its logits are as large as the window
-        return int(GAPS * (seen + 4 * pixels * (3 * 64 + 2 * spec.num_classes)))
+        return int(seen + 4 * pixels * (3 * 64 + 2 * spec.num_classes))
     tokens = math.ceil(window[0] / spec.patch_size) * math.ceil(window[1] / spec.patch_size)
     tap = tokens * spec.width
-    rows = tokens + spec.leading_tokens
-    block = _block(rows * spec.width, spec.mlp_ratio, precision)
+    block = _block((tokens + spec.leading_tokens) * spec.width, spec.mlp_ratio, precision)
     # The patches as rows, and the tokens they become, before the first block.
     embed = tokens * (channels * spec.patch_size**2 + 2 * spec.width)
-    head = _head(spec, tokens, geometry.low[0] * geometry.low[1], precision)
     taps = len(spec.taps) * tap
-    return int(GAPS * (seen + 4 * max(embed, taps - tap + block, taps + head)))
+    encoder = 4 * count * max(embed, taps - tap + block)
+    head = 4 * count * (taps + _head(spec, tokens, geometry.low[0] * geometry.low[1], precision))
+    if precision == "bf16" and spec.head != "mask" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        head = int(0.6 * head)
+    return int(seen + max(encoder, head) + min(encoder, head, _UNMAPPED))
 
 
 def assembly_bytes(assembly: Assembly, logit: int) -> int:
@@ -47,15 +66,19 @@ def assembly_bytes(assembly: Assembly, logit: int) -> int:
     twice while strips are joined, and tables of its columns."""
     classes = assembly.size[0] * assembly.size[1]
     width = 1 if assembly.num_classes <= 256 else 2
+    if assembly.is_plain:
+        return 2 * width * classes  # also what is found, before it is copied
     return assembly.values() * logit + 2 * width * classes + assembly.table_values() * _WORKING
 
 
 def _block(values: int, ratio: float, precision: str) -> int:
     """Numbers that a transformer block holds where its MLP is widest: the stream before and after attention, its norm,
-    attention's answer, the hidden layer and what leaves it."""
-    if precision == "int8":  # calibrated in float32 with a negative beside each window; all answers are kept
-        return int(2 * values * (12 + 3 * ratio))
-    return int(values * (6 + ratio))
+    the hidden layer and what leaves it; or in attention: queries, keys, values and its answer."""
+    if precision == "calibration":  # every answer, and errors beside them
+        return int(values * (12 + 3 * ratio))
+    if precision == "bf16":
+        return int(values * max(4.5 + ratio / 2, 6))
+    return int(values * max(4 + ratio, 7))
 
 
 def _head(spec: Any, tokens: int, low: int, precision: str) -> int:
@@ -64,7 +87,7 @@ def _head(spec: Any, tokens: int, low: int, precision: str) -> int:
     logits = low * classes
     if spec.head == "mask":
         rows = (tokens + classes) * spec.decoder_width
-        return int(max(_block(rows, spec.decoder_mlp_ratio, precision) + rows, 4 * rows + 3 * logits))
+        return int(max(_block(rows, spec.decoder_mlp_ratio, precision) + 3 * rows, 4 * rows + 3 * logits))
     if spec.head == "mla":
         levels = len(spec.taps)
         neck = tokens * (2 * levels * spec.head_channels + spec.width)

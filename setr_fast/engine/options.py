@@ -39,8 +39,10 @@ class InferenceConfig:
     merge: Literal["probabilities", "logits"] | None = None
     """What is averaged over scales and mirrored pictures; none: the model's own (PaddleSeg averages logits)."""
     memory_budget: str = "2GiB"
-    """Memory that a picture's way to its classes may take, beside the model and the picture itself, such as 4GiB or
-    800MB; more windows go together where it is larger, wider pictures are done in strips where it is small."""
+    """Memory that a picture's way to its classes may take, beside the model as it was loaded and the picture itself,
+    such as 4GiB or 800MB; more windows go together where it is larger, wider pictures are done in strips where it is
+    small. Of what predict gets beyond 256 MiB, up to a quarter of all is for pictures that are read ahead or being
+    written; one that is too large for that is on its way alone."""
     window_batch: int | None = None
     """Windows that pass through the model together; none: what the memory budget allows, at most 16."""
     canvas_mib: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,23 @@ def overlay(
     Shapes: image [H, W, 3], classes [H, W] -> [H, W, 3].
     Raises: ShapeError if the class map has another size than the picture.
     """
-    if image.shape[:2] != classes.shape:
-        raise ShapeError(
-            f"overlay: classes must have the picture's size {list(image.shape[:2])}, got {list(classes.shape)}; "
-            "predict returns it at that size"
-        )
+    _check_sizes(image, classes)
     mixed = np.empty_like(image)
+    for top, blend in _blended(image, classes, palette, alpha):
+        mixed[top : top + _ROWS] = np.asarray(blend)
+    return mixed
+
+
+def _blended(
+    image: npt.NDArray[np.uint8], classes: npt.NDArray[Any], palette: Palette, alpha: float
+) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the first row and the picture of some rows at a time."""
     known = int(classes.max(initial=0)) < len(palette)
     for top in range(0, image.shape[0], _ROWS):
-        part, below = classes[top : top + _ROWS], image[top : top + _ROWS]
+        part, below = classes[top : top + _ROWS], Image.fromarray(image[top : top + _ROWS])
         # Pillow's look-up and mixing take a sixth of NumPy's time, and let other threads run.
-        blend = Image.blend(Image.fromarray(below), _coloured(part, palette), alpha)
-        mixed[top : top + _ROWS] = np.asarray(blend)
-        if not known:
-            mixed[top : top + _ROWS] = np.where((part < len(palette))[..., None], mixed[top : top + _ROWS], below)
-    return mixed
+        blend = Image.blend(below, _coloured(part, palette), alpha)
+        yield top, blend if known else Image.composite(blend, below, Image.fromarray(part < len(palette)))
 
 
 def write_overlay(
@@ -71,13 +73,28 @@ def write_overlay(
 ) -> None:
     """Write the overlay, of the picture's size, as PNG or JPEG by the path's ending; ``names`` puts a legend of the
     classes present below it."""
-    mixed = overlay(image, classes, palette, alpha)
+    _check_sizes(image, classes)
+    height, width = classes.shape
+    strip = None
     if names is not None:
         present = [int(index) for index in np.unique(classes) if index < min(len(names), len(palette))]
-        mixed = np.concatenate([mixed, legend(mixed.shape[1], [(names[i], palette[i]) for i in present])])
+        strip = Image.fromarray(legend(width, [(names[i], palette[i]) for i in present]))
+    mixed = Image.new("RGB", (width, height + (0 if strip is None else strip.height)))
+    for top, blend in _blended(image, classes, palette, alpha):
+        mixed.paste(blend, (0, top))
+    if strip is not None:
+        mixed.paste(strip, (0, height))
     # Photographs hardly get smaller by packing them better, only slower.
     how = {"compress_level": 1, "compress_type": _RUNS} if path.suffix == ".png" else {"quality": 90}
-    _write(path, Image.fromarray(mixed), **how)
+    _write(path, mixed, **how)
+
+
+def _check_sizes(image: npt.NDArray[np.uint8], classes: npt.NDArray[Any]) -> None:
+    if image.shape[:2] != classes.shape:
+        raise ShapeError(
+            f"overlay: classes must have the picture's size {list(image.shape[:2])}, got {list(classes.shape)}; "
+            "predict returns it at that size"
+        )
 
 
 def legend(width: int, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> npt.NDArray[np.uint8]:

@@ -36,36 +36,54 @@ def pipelined(
     *,
     readers: int | None = None,
     writers: int | None = None,
+    bytes_of: Callable[[I], int] = lambda item: 0,
+    room: int = 0,
 ) -> Generator[Outcome[I, O], None, None]:
     """Yield the outcome of every item, in order.
 
     An exception ends its item only, whatever stage it came from. One item more than there are threads may be read, and
-    as many be waiting to be written. When the caller stops early, or is interrupted, what was begun is finished and
+    as many be waiting to be written, as long as all that are under way, by ``bytes_of``, have room together: one that
+    has not goes alone. When the caller stops early, or is interrupted, what was begun is finished and
     nothing else is started. One thread takes items one after another, so that it may read or write a stream.
     """
     readers, writers = readers or stage_threads(), writers or stage_threads()
-    coming, reading, writing = iter(items), deque[tuple[I, Future[R]]](), deque[tuple[I, Future[O]]]()
+    coming = ((item, bytes_of(item)) for item in items)
+    following, held = next(coming, None), 0
+    reading, writing = deque[_Begun[I, R]](), deque[_Begun[I, O]]()
     with ThreadPoolExecutor(readers, "read") as read_pool, ThreadPoolExecutor(writers, "write") as write_pool:
+
+        def written() -> Outcome[I, O]:
+            nonlocal held
+            done = writing.popleft()
+            outcome = _outcome(done)
+            held -= done.bytes
+            return outcome
+
         try:
-            while True:
-                while len(reading) <= readers and (item := next(coming, _END)) is not _END:
-                    reading.append((item, read_pool.submit(read, item)))  # type: ignore[arg-type]
-                if not reading:
-                    break
-                item, pixels = reading.popleft()
+            while following is not None or reading or writing:
+                while following is not None and len(reading) <= readers:
+                    item, size = following
+                    if held + size > room and (reading or writing):
+                        break
+                    held += size
+                    reading.append(_Begun(item, size, read_pool.submit(read, item)))
+                    following = next(coming, None)
+                if not reading:  # the next one waits for room, or there is none
+                    yield written()
+                    continue
+                begun = reading.popleft()
                 try:
-                    made = compute(pixels.result())
+                    made = compute(begun.future.result())
                 except Exception as error:
                     while writing:
-                        yield _outcome(*writing.popleft())
-                    yield Outcome(item, None, error)
+                        yield written()
+                    held -= begun.bytes
+                    yield Outcome(begun.item, None, error)
                     continue
-                writing.append((item, write_pool.submit(write, item, made)))
-                del pixels, made  # two pictures less in memory while the next one is waited for
-                while writing and (len(writing) > writers + 1 or writing[0][1].done()):
-                    yield _outcome(*writing.popleft())
-            while writing:
-                yield _outcome(*writing.popleft())
+                writing.append(_Begun(begun.item, begun.bytes, write_pool.submit(write, begun.item, made)))
+                del begun, made  # two pictures less in memory while the next one is waited for
+                while writing and (len(writing) > writers + 1 or writing[0].future.done()):
+                    yield written()
         finally:
             read_pool.shutdown(wait=False, cancel_futures=True)
             write_pool.shutdown(wait=False, cancel_futures=True)
@@ -76,15 +94,17 @@ def stage_threads() -> int:
     return max(min((os.cpu_count() or 1) // 4, 8), 1)
 
 
-class _End:
-    """No further item."""
+@dataclass(frozen=True)
+class _Begun(Generic[I, O]):
+    """An item in a stage, and what it holds in memory until it is written."""
+
+    item: I
+    bytes: int
+    future: Future[O]
 
 
-_END = _End()
-
-
-def _outcome(item: I, future: Future[O]) -> Outcome[I, O]:
+def _outcome(begun: _Begun[I, O]) -> Outcome[I, O]:
     try:
-        return Outcome(item, future.result(), None)
+        return Outcome(begun.item, begun.future.result(), None)
     except Exception as error:
-        return Outcome(item, None, error)
+        return Outcome(begun.item, None, error)

@@ -27,7 +27,9 @@ from setr_fast.engine.pipeline import Outcome, pipelined
 from setr_fast.engine.places import make_folder, pick_device
 from setr_fast.engine.predictor import channels_of, predict
 from setr_fast.engine.progress import progress_bar
-from setr_fast.engine.video import Frame, Writer, frames, is_video, require_reader, writing
+from setr_fast.engine.sizes import parse_bytes
+from setr_fast.engine.video import Frame, Writer, frames, is_video, pixels_of, require_reader, writing
+from setr_fast.engine.waiting import frame_bytes, picture_bytes, waiting_room
 from setr_fast.errors import ConfigError, DataError
 from setr_fast.files import atomic_file, atomic_folder
 
@@ -129,8 +131,11 @@ def _pictures(
     palette: Palette,
     overlays: Overlay,
 ) -> Generator[Outcome[tuple[Path, str], Path], None, None]:
+    room = waiting_room(parse_bytes(inference.memory_budget))
+    channels = channels_of(model)
+
     def compute(pixels: Array) -> tuple[Array, Array]:
-        return np.ascontiguousarray(pixels[..., :3]), predict(model, pixels, inference)
+        return np.ascontiguousarray(pixels[..., :3]), predict(model, pixels, inference, waiting=room)
 
     def write(item: tuple[Path, str], made: tuple[Array, Array]) -> Path:
         # Joined as text: Path.with_suffix would take the end of a dotted stem for a suffix.
@@ -140,7 +145,10 @@ def _pictures(
         write_index_png(target, made[1], palette)
         return target
 
-    return pipelined(files, read, compute, write)
+    def bytes_of(item: tuple[Path, str]) -> int:
+        return picture_bytes(item[0], channels, overlays)
+
+    return pipelined(files, read, compute, write, bytes_of=bytes_of, room=room)
 
 
 def _video(
@@ -151,28 +159,50 @@ def _video(
     palette: Palette,
     overlays: Overlay,
 ) -> Path:
-    """Write the class maps of a video's frames, when each is shown, and a video of the overlays."""
+    """Write the class maps of a video's frames, when each is shown, and a video of the overlays.
+
+    Raises: DataError for a film that breaks off, when what came before is written.
+    """
+    shown: list[tuple[int, float]] = []
+    broken: DataError | None = None
     folder = stem.with_name(f"{stem.name}_frames")
+    room = waiting_room(parse_bytes(inference.memory_budget))
     with ExitStack() as unfinished:
         place = unfinished.enter_context(atomic_folder(folder))
         film = None
         if overlays != "none":
             file = unfinished.enter_context(atomic_file(stem.with_name(f"{stem.name}_overlay.mp4")))
-            film = unfinished.enter_context(writing(file))
-        shown = list(_frames(model, path, place, film, inference, palette))
+            film = unfinished.enter_context(writing(file, room // 2))
+        try:
+            for one in _frames(model, path, place, film, inference, palette, overlays):
+                shown.append(one)
+        except DataError as error:
+            if not shown:
+                raise
+            broken = error
         lines = [f"{number},{seconds:.6f}\n" for number, seconds in shown]
         (place / "times.csv").write_text("frame,seconds\n" + "".join(lines))
+    if broken is not None:
+        raise DataError(f"{broken}; {len(shown)} frames are in {folder.name}")
     return folder
 
 
 def _frames(
-    model: nn.Module, path: Path, folder: Path, film: Writer | None, inference: InferenceConfig, palette: Palette
+    model: nn.Module,
+    path: Path,
+    folder: Path,
+    film: Writer | None,
+    inference: InferenceConfig,
+    palette: Palette,
+    overlays: Overlay,
 ) -> Iterator[tuple[int, float]]:
     """Write every frame, and yield its number and when it is shown, in seconds."""
     coming = frames(path)
+    room = waiting_room(parse_bytes(inference.memory_budget))
+    of_frame = pixels_of(path) * frame_bytes(overlays)
 
     def compute(frame: Frame | None) -> tuple[Frame, Array] | None:
-        return None if frame is None else (frame, predict(model, frame.pixels, inference))
+        return None if frame is None else (frame, predict(model, frame.pixels, inference, waiting=room))
 
     def write(number: int, made: tuple[Frame, Array] | None) -> float | None:
         if made is None:
@@ -184,7 +214,8 @@ def _frames(
         return frame.seconds
 
     # One thread each: a stream is read, and a film written, frame after frame.
-    stages = pipelined(count(), lambda _: next(coming, None), compute, write, readers=1, writers=1)
+    limits: dict[str, Any] = {"readers": 1, "writers": 1, "bytes_of": lambda _: of_frame, "room": room}
+    stages = pipelined(count(), lambda _: next(coming, None), compute, write, **limits)
     with closing(stages):
         for outcome in stages:
             if outcome.error is not None:

@@ -39,6 +39,7 @@ def predict(
     config: InferenceConfig | None = None,
     *,
     out_size: tuple[int, int] | None = None,
+    waiting: int = 0,
 ) -> npt.NDArray[Any]:
     """Return the class of every pixel, at the picture's own upright size (or at ``out_size``).
 
@@ -46,7 +47,7 @@ def predict(
     ``logits`` and ``logits_geometry``, its small logits are used. What the configuration leaves open is the spec's:
     mode auto its ``inference_mode``, no ``resize_short`` its own, and so on. Slide is windows of the training size, of
     which a picture that is no larger has exactly one. Pictures smaller than what the model takes are padded with zeros,
-    below and to the right.
+    below and to the right. ``waiting``: bytes of the memory budget that are left to other pictures.
 
     Shapes: image uint8 [H, W, 3] RGB, a path or a Pillow image, or a normalised float tensor [C, H, W]; -> [H, W]
     uint8, uint16 above 256 classes.
@@ -55,17 +56,22 @@ def predict(
     """
     config = settled(config, model)
     pixels, size = _pixels(image, model)
-    return predict_views(model, views_of(model, pixels, config), out_size or size, config)
+    return predict_views(model, views_of(model, pixels, config), out_size or size, config, waiting=waiting)
 
 
 def predict_views(
-    model: nn.Module, views: Sequence[View], out_size: tuple[int, int], config: InferenceConfig | None = None
+    model: nn.Module,
+    views: Sequence[View],
+    out_size: tuple[int, int],
+    config: InferenceConfig | None = None,
+    *,
+    waiting: int = 0,
 ) -> npt.NDArray[Any]:
     """Return the class of every pixel of a picture that is given as views, as ``predict`` does.
 
     Shapes: -> [H, W] uint8, uint16 above 256 classes.
     """
-    runner = Runner(model, settled(config, model))
+    runner = Runner(model, settled(config, model), waiting)
     with torch.inference_mode(), evaluating(model):
         parts = assemble(strips(runner, views, out_size), runner.run, runner.batch_of, runner.held, runner.bytes_of)
         return joined(list(parts))

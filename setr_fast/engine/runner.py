@@ -13,29 +13,38 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from setr_fast.data.transforms import normalise_table
+from setr_fast.engine.allocator import give_back
 from setr_fast.engine.graphs import Graphs
-from setr_fast.engine.memory import FIXED, Read, assembly_bytes, window_bytes
+from setr_fast.engine.memory import FIXED, Read, assembly_bytes, batch_bytes
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.sizes import parse_bytes
-from setr_fast.engine.views import Assembly, Geometry
+from setr_fast.engine.views import Assembly, Geometry, sent
+from setr_fast.engine.waiting import with_waiting_room
 from setr_fast.errors import ConfigError
-from setr_fast.precision.prepare import prepared
+from setr_fast.precision.prepare import kept_bytes, prepared
 
 MOST_WINDOWS = 16
 """Together, where the memory budget would allow more: larger batches gain nothing."""
+TIGHT = 0.75
+"""Where this share of the memory budget is in use, what a batch leaves free goes back to the system at once."""
 
 
 class Runner:
     """Runs a model on batches of windows by a configuration whose open fields are settled."""
 
-    def __init__(self, model: nn.Module, config: InferenceConfig) -> None:
+    def __init__(self, model: nn.Module, config: InferenceConfig, waiting: int = 0) -> None:
+        """``waiting``: bytes of the memory budget that are for other pictures."""
         self.model, self.config = model, config
         self.spec: Any = model.spec
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self.rules: Any = {"rule": config.window_rule, "probabilities": config.merge == "probabilities"}
         self._small = hasattr(model, "logits") and hasattr(model, "logits_geometry")
         self._least = _least_size(self.spec)
-        self._room = max(parse_bytes(config.memory_budget) - FIXED, 0)
+        self._fixed = FIXED + kept_bytes(model, config.precision)
+        self._waiting = waiting if self.device.type == "cpu" else 0  # a card's memory holds no other pictures
+        self._room = max(parse_bytes(config.memory_budget) - self._waiting - self._fixed, 0)
+        self._tight = False
+        self._known: dict[tuple[tuple[int, int], int], int] = {}
         self._canvas = self._room // 2 if config.canvas_mib is None else config.canvas_mib * 2**20
 
     def run(self, windows: Tensor) -> Tensor:
@@ -44,7 +53,7 @@ class Runner:
         The model is made ready for the precision with the first windows that come, and kept so.
         Shapes: bytes [b, h, w, 3] or normalised [b, C, h, w] -> [b, K, ...].
         """
-        windows = windows.to(self.device)
+        windows = sent(windows, self.device)
         height, width = windows.shape[1:3] if windows.dtype is torch.uint8 else windows.shape[2:]
         below, right = max(self._least[0] - height, 0), max(self._least[1] - width, 0)
         if below or right:  # with the mean colour, which is no byte
@@ -56,6 +65,8 @@ class Runner:
             logits = ready.replay(windows)
         else:
             logits = _logits(ready.model, ready.autocast, self._small, windows)
+        if self._tight and not windows.is_cuda:
+            give_back()
         return logits if self._small else logits[..., :height, :width]
 
     def _normalised(self, windows: Tensor) -> Tensor:
@@ -76,7 +87,10 @@ class Runner:
         """Return how many windows of this size pass through the model together, beside ``held`` bytes of pictures."""
         if self.config.window_batch is not None:
             return self.config.window_batch
-        return max(min((self._room - held) // self._window_bytes(window), MOST_WINDOWS), 1)
+        fits = (count for count in range(MOST_WINDOWS, 1, -1) if self._batch_bytes(window, count) <= self._room - held)
+        count = next(fits, 1)
+        self._tight = held + self._batch_bytes(window, count) > TIGHT * self._room
+        return count
 
     def bytes_of(self, assembly: Assembly) -> int:
         """Return what a picture under way holds."""
@@ -94,31 +108,36 @@ class Runner:
         as long as one window has room."""
         if self.config.canvas_mib is not None:
             return self._canvas
-        largest = self._largest(assembly)
-        return min(max(self._canvas, self._room - 2 * largest), self._room - largest)
+        return min(max(self._canvas, self._room - self._largest(assembly, 2)), self._room - self._largest(assembly))
 
     def check(self, assembly: Assembly) -> None:
         """Raise ConfigError if a picture (or its narrowest strip) and one of its windows do not fit into the budget."""
         if self.config.window_batch is not None or self.config.canvas_mib is not None:
             return  # said by hand
-        least = FIXED + self.bytes_of(assembly) + self._largest(assembly)
-        if least > (budget := parse_bytes(self.config.memory_budget)) and self.device.type == "cpu":
+        least, budget = self._fixed + self.bytes_of(assembly) + self._largest(assembly), self.config.memory_budget
+        if least > self._fixed + self._room and self.device.type == "cpu":
+            least = with_waiting_room(least) if self._waiting else least
             picture, window = ("x".join(map(str, size)) for size in (assembly.size, assembly.windows()[0]))
             raise ConfigError(
                 f"memory_budget: must be at least {math.ceil(least / 2**20)}MiB for a picture of {picture} in windows "
-                f"of {window}, got {budget / 2**20:.4g}MiB; smaller windows (--mode slide, --crop) take less"
+                f"of {window}, got {budget}; smaller windows (--mode slide, --crop) take less"
             )
 
-    def _largest(self, assembly: Assembly) -> int:
-        return max(map(self._window_bytes, assembly.windows()))
+    def _largest(self, assembly: Assembly, count: int = 1) -> int:
+        return max(self._batch_bytes(window, count) for window in assembly.windows())
 
-    def _window_bytes(self, window: tuple[int, int]) -> int:
+    def _batch_bytes(self, window: tuple[int, int], count: int) -> int:
+        if (window, count) not in self._known:
+            self._known[window, count] = self._counted(window, count)
+        return self._known[window, count]
+
+    def _counted(self, window: tuple[int, int], count: int) -> int:
         padded = window[0] < self._least[0] or window[1] < self._least[1]
         bytes_ = self.config.resize_rule == "opencv" and getattr(self.model, "takes_bytes", False) and not padded
         resized = self.config.scales != (1.0,) or self.config.resize_short or self.config.min_short
         read: Read = ("resized" if resized else "bytes") if bytes_ else "numbers"
         geometry = self.geometry(window)
-        return window_bytes(self.spec, geometry, window, precision=self.config.precision, read=read)
+        return batch_bytes(self.spec, geometry, window, count, precision=self.config.precision, read=read)
 
 
 def _logits(model: Any, autocast: bool, small: bool, windows: Tensor) -> Tensor:

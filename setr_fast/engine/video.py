@@ -24,6 +24,9 @@ from setr_fast.errors import BackendError, DataError
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"})
 _CODECS = ("libx264", "mpeg4")
 """The first that this build of PyAV has."""
+_LOOKED_AHEAD, _BYTES_AHEAD = 40, 4
+"""Frames that x264 looks at before it writes the first, and bytes per pixel that each takes: at 3840x2160 it held 1.3
+GiB, and 0.5 GiB with ten of them."""
 _MISSING_SECONDS, _MISSING_SHARE = 1.0, 0.05
 """What may be missing at the end, the larger of both: the last frame may be shown for long, the length be a guess."""
 _TICKS = Fraction(1, 90_000)
@@ -76,7 +79,7 @@ def frames(path: Path) -> Iterator[Frame]:
             unit = Fraction(getattr(stream, "time_base", None) or _TICKS)
             step = max(round(1 / (getattr(stream, "average_rate", None) or 25) / unit), 1)
             promised = _promised(container, stream)
-            for frame in container.decode(video=0):
+            for frame in _whole(container.decode(video=0), path):
                 time = getattr(frame, "pts", None)
                 if time is None or (last is not None and time <= last):
                     time = 0 if last is None else last + step
@@ -105,6 +108,30 @@ def frames(path: Path) -> Iterator[Frame]:
         raise DataError(f"{path}: must hold at least one frame, got none; copy the file again")
 
 
+def _whole(shown: Iterator[Any], path: Path) -> Iterator[Any]:
+    """Yield frames, but not the last one of a file that breaks off within it: its lower part is made up."""
+    damaged = None
+    for frame in shown:
+        if damaged is not None:
+            yield damaged
+        damaged = frame if getattr(frame, "is_corrupt", False) else None
+        if damaged is None:
+            yield frame
+    if damaged is not None and not missing_bytes(path):
+        yield damaged
+
+
+def pixels_of(path: Path) -> int:
+    """Return how many pixels a frame has, by the file's header; 0 where it has none, which reading it will say."""
+    av = importlib.import_module("av")
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return int(stream.width * stream.height)
+    except (av.FFmpegError, OSError, ValueError, IndexError, AttributeError):
+        return 0
+
+
 def _promised(container: Any, stream: Any) -> float | None:
     """Return how many seconds of pictures the file says that it holds, if it says so of these alone."""
     if (ticks := getattr(stream, "duration", None)) is not None:
@@ -117,8 +144,9 @@ def _promised(container: Any, stream: Any) -> float | None:
 class Writer:
     """Writes frames with given times into a video file, H.264 where this build of PyAV has it."""
 
-    def __init__(self, container: Any) -> None:
-        self._container = container
+    def __init__(self, container: Any, room: int | None = None) -> None:
+        self._container, self._room = container, room
+        self.written = 0  # packets; the first ones come late, as an encoder looks ahead
         self._av = importlib.import_module("av")
         self._stream: Any = None
 
@@ -131,7 +159,9 @@ class Writer:
             picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
         shown = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
         shown.pts, shown.time_base = frame.time, frame.unit
-        self._container.mux(self._stream.encode(shown))
+        packets = self._stream.encode(shown)
+        self.written += len(packets)
+        self._container.mux(packets)
 
     def close(self) -> None:
         """Write what the encoder still holds."""
@@ -142,6 +172,9 @@ class Writer:
         name = next(name for name in _CODECS if name in self._av.codecs_available)
         stream = self._container.add_stream(name)
         stream.height, stream.width = picture.shape[:2]
+        if name == "libx264" and self._room is not None:
+            ahead = self._room // (_BYTES_AHEAD * stream.height * stream.width)
+            stream.options = {"rc-lookahead": str(min(ahead, _LOOKED_AHEAD))}
         # Colour at half the resolution, as players expect it, needs even sides.
         even = stream.width % 2 == stream.height % 2 == 0
         stream.pix_fmt = "yuv420p" if even or name != "libx264" else "yuv444p"
@@ -150,10 +183,10 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Writer]:
-    """Open an MP4 file to be written, whatever its name."""
+def writing(path: Path, room: int | None = None) -> Iterator[Writer]:
+    """Open an MP4 file to be written, whatever its name. ``room``: bytes for the frames that are looked ahead at."""
     av = importlib.import_module("av")
     with av.open(str(path), "w", format="mp4") as container:
-        writer = Writer(container)
+        writer = Writer(container, room)
         yield writer
         writer.close()

@@ -183,7 +183,7 @@ class Assembly:
 
     def take(self, request: Request, logits: Tensor) -> None:
         """Take a window's logits, and make the rows that waited for them last. Shapes: logits [K, h, w]."""
-        if self._is_plain():
+        if self.is_plain:
             self._decide(logits)
             return
         grid = self._grids[request.view]
@@ -194,8 +194,9 @@ class Assembly:
         if self.done:
             self._store = None
 
-    def _is_plain(self) -> bool:
-        """One pass at the picture's own size: nothing is merged, so nothing need be kept."""
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is one pass at the picture's own size: nothing is merged, so nothing need be kept."""
         grid = self._grids[0]
         alone = len(self._grids) == 1 and len(grid.tops) == len(grid.lefts) == 1 and self._take_rows is None
         whole = grid.window == grid.view.size == (self.height, self.classes.shape[1])
@@ -226,7 +227,7 @@ class Assembly:
         """Make all tables and, for a card, bring them there in one copy a table; make room for what is found there."""
         starts = [torch.from_numpy(grid.columns.start).flatten() for grid in self._grids]
         weights = [torch.from_numpy(grid.columns.weight).flatten() for grid in self._grids]
-        self._tables = [_sent(torch.cat(starts), device), _sent(torch.cat(weights), device)]
+        self._tables = [sent(torch.cat(starts), device), sent(torch.cat(weights), device)]
         rows, shares = [], []
         for begin in range(0, self.height, ROWS):
             tables = [grid.row_table(begin, min(begin + ROWS, self.height)) for grid in self._grids]
@@ -234,7 +235,7 @@ class Assembly:
             shares.append(torch.cat([weight.flatten() for _, weight in tables]))
             self._row_taps.append([source.shape[1] for source, _ in tables])
         lengths = [len(part) for part in rows]
-        self._rows = [_sent(torch.cat(whole), device).split(lengths) for whole in (rows, shares)]
+        self._rows = [sent(torch.cat(whole), device).split(lengths) for whole in (rows, shares)]
         if _apart(device) and self._take_rows is None:
             self._found = torch.empty(self.classes.shape, dtype=self.classes.dtype, device=device)
 
@@ -281,6 +282,9 @@ def _apart(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _sent(table: Tensor, device: torch.device) -> Tensor:
-    """Return a table on a device; where that is a card, nothing waits for the copy."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. Where that is a card, nothing waits for the copy: its pinned source is not given out
+    again before the card has read it, so that the next one is prepared meanwhile."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -20,6 +20,9 @@ from setr_fast.precision.linears import HalfLinear
 from setr_fast.precision.rounding import fp8_model, int8_model
 from setr_fast.precision.tree import fingerprint, with_modules
 
+_FIRST_USE = 8 * 2**20
+"""What oneDNN makes for products of narrow numbers when they are first asked for."""
+
 
 @dataclass
 class Prepared:
@@ -87,6 +90,22 @@ def _prepare(model: SegmentationModel, precision: str, windows: Tensor, exact_ge
     if precision == "bf16":
         return Prepared(half_model(model, exact_gelu), precision, True, report)
     return Prepared(with_modules(model, _plain), precision, report=report)
+
+
+def kept_bytes(model: nn.Module, precision: str) -> int:
+    """Return what stays of weights that are made ready for a precision, beside the model's own, and the largest of them
+    once more while it is made, in bytes."""
+    if not isinstance(model, SegmentationModel):
+        return 0
+    stages = [module.conv.weight.numel() for module in model.modules() if isinstance(module, ConvStage)]
+    if precision in ("bf16", "auto"):
+        kinds = (nn.Linear, nn.Conv2d)
+        layers = [module.weight.numel() for module in model.modules() if isinstance(module, kinds)]
+        return _FIRST_USE + 2 * sum(layers) + 6 * max(layers)
+    blocks = (block for block in model.modules() if isinstance(block, Block)) if precision == "int8" else ()
+    layers = [part.weight.numel() for block in blocks for part in block.modules() if isinstance(part, nn.Linear)]
+    first = _FIRST_USE if precision == "int8" else 0
+    return first + 4 * sum(stages) + sum(layers) + 12 * max(layers, default=0)
 
 
 def _odd_width(model: SegmentationModel) -> int | None:

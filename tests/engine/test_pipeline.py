@@ -88,3 +88,37 @@ def test_one_reader_takes_from_a_stream_in_order():
     stream = iter(range(50))
     found = list(pipelined(range(50), lambda _: next(stream), _nothing, _nothing, readers=1))
     assert [outcome.result for outcome in found] == list(range(50))
+
+
+def test_items_under_way_have_room_together_or_go_alone():
+    begun, ended, seen = [], [], []
+    sizes = [30, 30, 30, 300, 20, 20, 20, 100, 1, 1, 1, 1, 1, 1]
+
+    def read(item: int) -> int:
+        begun.append(item)
+        seen.append([one for one in begun if one not in ended])
+        time.sleep(0.001 if item % 2 else 0)
+        return item
+
+    def write(item: int, made: int) -> int:
+        time.sleep(0.002)
+        return made
+
+    found = pipelined(range(14), read, _nothing, write, readers=4, writers=4, bytes_of=lambda i: sizes[i], room=100)
+    for outcome in found:
+        ended.append(outcome.item)
+    assert ended == list(range(14))
+    for under_way in seen:
+        assert len(under_way) == 1 or sum(sizes[item] for item in under_way) <= 100, under_way
+    assert max(map(len, seen)) > 4
+
+
+def test_an_item_that_fails_gives_its_room_back():
+    def compute(item: int) -> int:
+        if item % 2:
+            raise ValueError
+        return item
+
+    found = list(pipelined(range(9), _nothing, compute, _nothing, bytes_of=lambda _: 60, room=100))
+    assert [outcome.item for outcome in found if outcome.error] == [1, 3, 5, 7]
+    assert len(found) == 9

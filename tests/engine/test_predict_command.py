@@ -14,11 +14,13 @@ from PIL import Image
 
 from setr_fast.checkpoints.convert import convert
 from setr_fast.checkpoints.options import ConvertConfig
+from setr_fast.cli import main
 from setr_fast.data.reading import PictureReader
 from setr_fast.engine.inputs import expand
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.predict_command import predict_command, predict_files
 from setr_fast.engine.predictor import predict
+from setr_fast.engine.video import Frame, frames, writing
 from setr_fast.errors import BackendError, ConfigError, DataError
 from setr_fast.models.model import create_model
 
@@ -169,24 +171,81 @@ def test_what_is_no_film_leaves_nothing_half_done(make_model, make_picture, tmp_
     assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "a_overlay.jpg"]
 
 
-def test_a_film_that_ends_before_its_own_length_is_refused(make_model, tmp_path, capsys):
-    """A reader of Matroska takes the end of the file for the end of the film."""
+def made_film(path: Path, frames: int, gop: int, **container_options: str) -> bytes:
+    """Write a film of noise, 5 frames a second, and return the file's bytes."""
     av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "film.mkv"), "w") as container:
+    with av.open(str(path), "w", options=container_options) as container:
         pictures = container.add_stream("mpeg4", rate=5)
-        pictures.width, pictures.height, pictures.pix_fmt, pictures.gop_size = 64, 48, "yuv420p", 1
-        noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
-        for frame in noise:
+        pictures.width, pictures.height, pictures.pix_fmt, pictures.gop_size = 64, 48, "yuv420p", gop
+        for frame in np.random.default_rng(0).integers(0, 256, (frames, 48, 64, 3), np.uint8):
             container.mux(pictures.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(pictures.encode())
-    whole = (tmp_path / "film.mkv").read_bytes()
+    return path.read_bytes()
+
+
+def test_what_the_encoder_looks_ahead_at_follows_from_the_room(tmp_path):
+    av = pytest.importorskip("av")
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this PyAV has no libx264, which alone looks ahead")
+    before_the_first = []
+    for room in (10, 4 * 48 * 64 * 10, 10**9):
+        with writing(tmp_path / "film.mp4", room) as writer:
+            packets = []
+            for number in range(90):
+                pixels = np.full((48, 64, 3), 2 * number, np.uint8)
+                writer.add(Frame(pixels, number, Fraction(1, 25)), pixels)
+                packets.append(writer.written)
+            before_the_first.append(packets.index(next(filter(None, packets))))
+        assert sum(1 for _ in frames(tmp_path / "film.mp4")) == 90
+    least, some, most = before_the_first
+    assert most - some == 30
+    assert least < some
+
+
+def test_of_a_film_that_ends_before_its_own_length_what_was_read_is_kept(make_model, tmp_path, capsys):
+    """A reader of Matroska takes the end of the file for the end of the film."""
+    whole = made_film(tmp_path / "film.mkv", 20, 1)
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="1 of 2"):
         predict_files(make_model(), [tmp_path / "cut.mkv", tmp_path / "film.mkv"], tmp_path / "out", INFERENCE)
-    assert "of 4.0 seconds; copy the file again" in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path / "out")) == ["film_frames", "film_overlay.mp4"]
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "of 4.0 seconds; copy the file again" in told
+    made = ["cut_frames", "cut_overlay.mp4", "film_frames", "film_overlay.mp4"]
+    assert sorted(os.listdir(tmp_path / "out")) == made
     assert len(os.listdir(tmp_path / "out" / "film_frames")) == 21
+    kept = os.listdir(tmp_path / "out" / "cut_frames")
+    assert 5 <= len(kept) < 15
+    assert f"{len(kept) - 1} frames are in cut_frames" in told
+
+
+def test_a_fragmented_film_cut_within_a_fragment_exits_3_and_keeps_the_frames_before(tmp_path, capsys):
+    """Such files have no index in front: whatever lies before the cut can be read, and a decoder says nothing."""
+    whole = made_film(tmp_path / "whole.mp4", 24, 4, movflags="frag_keyframe+empty_moov+default_base_moof")
+    fragments = [at for at in range(len(whole)) if whole.startswith(b"moof", at)]
+    assert len(fragments) == 24, "a fragment for each frame"
+    cut = (fragments[14] + fragments[15]) // 2
+    (tmp_path / "cut.mp4").write_bytes(whole[:cut])
+    create_model("setr_naive_vit_t16", 5, 32, depth=1, width=32, num_heads=2, taps=(0,), head_channels=8).save(
+        tmp_path / "model"
+    )
+    arguments = ["predict", str(tmp_path / "cut.mp4"), str(tmp_path / "whole.mp4")]
+    code = main(
+        [*arguments, "--checkpoint", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    )
+    assert code == 3
+    cut_line, last = capsys.readouterr().err.splitlines()
+    assert "cut.mp4: must be a complete video" in cut_line
+    assert "1 of 2" in last
+    names = {film: sorted(os.listdir(tmp_path / "out" / f"{film}_frames")) for film in ("cut", "whole")}
+    assert len(names["whole"]) == 25
+    assert names["cut"] == [*names["whole"][:14], "times.csv"], "no frame whose end is missing"
+    assert "14 frames are in cut_frames" in cut_line
+    for name in names["cut"][:14]:
+        same = [np.asarray(Image.open(tmp_path / "out" / f"{film}_frames" / name)) for film in ("cut", "whole")]
+        np.testing.assert_array_equal(*same)
+    times = [(tmp_path / "out" / f"{film}_frames" / "times.csv").read_text().splitlines() for film in ("cut", "whole")]
+    assert times[0] == times[1][:15]
 
 
 def test_interrupted_it_stops_at_once_and_leaves_whole_files(make_model, make_picture, tmp_path, monkeypatch):
@@ -195,12 +254,12 @@ def test_interrupted_it_stops_at_once_and_leaves_whole_files(make_model, make_pi
         Image.fromarray(make_picture(30, 30)).save(path)
     done = 0
 
-    def interrupted(*args):
+    def interrupted(*args, **named):
         nonlocal done
         done += 1
         if done == 4:
             raise KeyboardInterrupt
-        return predict(*args)
+        return predict(*args, **named)
 
     monkeypatch.setattr("setr_fast.engine.predict_command.predict", interrupted)
     (tmp_path / "out").mkdir()
