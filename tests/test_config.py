@@ -105,6 +105,8 @@ NAN, ENDLESS = float("nan"), float("inf")
         (TrainConfig, {"overlays": -1}),
         (ParallelConfig, {"timeout": 1e30}),
         (DataConfig, {"max_pixels": 0}),
+        (DataConfig, {"builtin_train": 10**20}),
+        (DataConfig, {"builtin_size": 16}),
         (DataConfig, {"extra_std": (), "channels": 3}),
         (DataConfig, {"extra_range": (0.0, ENDLESS)}),
         (AugmentConfig, {"base_scale": (0, 0)}),

@@ -124,8 +124,12 @@ class DataConfig:
             raise ConfigError(f"data.max_pixels: must be 1 or more, got {self.max_pixels}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
-        if min(self.builtin_train, self.builtin_val) < 1 or self.builtin_size < 32:
-            raise ConfigError("data.builtin_*: at least one scene per split, and 32 pixels a side")
+        scenes = self.builtin_train, self.builtin_val
+        if not 1 <= min(scenes) <= max(scenes) <= 10**7 or not 32 <= self.builtin_size <= 4096:
+            raise ConfigError(
+                "data: builtin_train and builtin_val must lie in 1..10000000, builtin_size in 32..4096, got "
+                f"{scenes[0]}, {scenes[1]}, {self.builtin_size}"
+            )
 
 
 @dataclass(frozen=True)
