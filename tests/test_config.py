@@ -95,6 +95,7 @@ NAN, ENDLESS = float("nan"), float("inf")
         (OptimConfig, {"momentum": 1.0}),
         (OptimConfig, {"betas": (0.9, -1.0)}),
         (LossConfig, {"weights": ()}),
+        (LossConfig, {"ohem_min_kept": 10**20}),
         (LossConfig, {"focal_alpha": NAN}),
         (LossConfig, {"class_weights": (1.0, ENDLESS)}),
         (TrainConfig, {"clip_norm": -1.0}),

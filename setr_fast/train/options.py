@@ -110,6 +110,8 @@ class LossConfig:
         if not 0 < self.ohem_threshold <= 1 or self.ohem_min_kept < 1:
             got = f"{self.ohem_threshold} and {self.ohem_min_kept}"
             raise ConfigError(f"loss: ohem_threshold must lie in (0, 1] and ohem_min_kept be 1 or more, got {got}")
+        if self.ohem_min_kept >= 2**63:
+            raise ConfigError(f"loss.ohem_min_kept: must be below 2^63, got {self.ohem_min_kept}")
         if self.focal_gamma < 0 or self.focal_alpha <= 0 or self.dice_smooth < 0:
             got = f"{self.focal_gamma}, {self.dice_smooth}, {self.focal_alpha}"
             raise ConfigError(
