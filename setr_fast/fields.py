@@ -32,6 +32,18 @@ def known_names(cls: type, values: Iterable[str], where: str) -> None:
         raise ConfigError(f"{where}: option must be a known one, got {told}")
 
 
+def known_numbers(instance: Any, where: str) -> None:
+    """Refuse NaN and infinities among a dataclass's numbers, alone or in tuples: they get past comparisons.
+
+    Raises: ConfigError naming the field.
+    """
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        several = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(item, float) and not math.isfinite(item) for item in several):
+            raise ConfigError(f"{where}.{field.name}: must be finite, got {value}")
+
+
 def coerce_fields(cls: type, instance: Any, where: str) -> dict[str, Any]:
     """Return every field's value as its annotation wants it: lists as tuples, whole numbers as floats.
 

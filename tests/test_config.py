@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from setr_fast.config import Config, read_config, recipe_names, recipe_path, to_toml
+from setr_fast.data.options import AugmentConfig, DataConfig
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import ConfigError
+from setr_fast.train.options import LossConfig, OptimConfig, ParallelConfig, TrainConfig
 
 
 def _write(path: Path, text: str) -> Path:
@@ -77,3 +80,41 @@ def test_unknown_recipe_names_the_nearest() -> None:
 def test_options_check_themselves_in_python_too() -> None:
     with pytest.raises(ConfigError, match=r"inference\.mode: must be auto or whole or slide, got 'hole'"):
         InferenceConfig(mode="hole")  # type: ignore[arg-type]
+
+
+NAN, ENDLESS = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (OptimConfig, {"lr": ENDLESS}),
+        (OptimConfig, {"min_lr": NAN}),
+        (OptimConfig, {"power": -1.0}),
+        (OptimConfig, {"weight_decay": -0.1}),
+        (OptimConfig, {"momentum": 1.0}),
+        (OptimConfig, {"betas": (0.9, -1.0)}),
+        (LossConfig, {"weights": ()}),
+        (LossConfig, {"ohem_min_kept": 10**20}),
+        (LossConfig, {"focal_alpha": NAN}),
+        (LossConfig, {"class_weights": (1.0, ENDLESS)}),
+        (TrainConfig, {"clip_norm": -1.0}),
+        (TrainConfig, {"peak_tflops": NAN}),
+        (TrainConfig, {"seed": 2**64}),
+        (TrainConfig, {"validate_every": -1}),
+        (TrainConfig, {"save_every": -1}),
+        (TrainConfig, {"overlays": -1}),
+        (ParallelConfig, {"timeout": 1e30}),
+        (DataConfig, {"max_pixels": 0}),
+        (DataConfig, {"builtin_train": 10**20}),
+        (DataConfig, {"builtin_size": 16}),
+        (DataConfig, {"extra_std": (), "channels": 3}),
+        (DataConfig, {"extra_range": (0.0, ENDLESS)}),
+        (AugmentConfig, {"base_scale": (0, 0)}),
+        (AugmentConfig, {"ratio_range": (0.5, ENDLESS)}),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused_by_name(kind: type, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(**values)
+    assert next(iter(values)) in str(caught.value)

@@ -101,6 +101,7 @@ def _overview() -> str:
     lines += [
         "",
         "`setr-fast VERB --help` lists the options. Exit codes: 0 ok, 2 usage or config, 3 data, 4 environment,",
-        "5 diverged, 75 told to stop and saved, 76 a process was lost (train --resume goes on after both).",
+        "5 diverged, 75 told to stop and saved, 76 a process was lost, 130 stopped by Ctrl-C (train --resume goes on",
+        "after the last three).",
     ]
     return "\n".join(lines)

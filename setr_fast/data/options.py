@@ -8,6 +8,7 @@ from typing import Literal
 
 from setr_fast.data.layouts.known import known_set
 from setr_fast.errors import ConfigError
+from setr_fast.fields import known_numbers
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class DataConfig:
     """Side of a built-in scene, in pixels."""
 
     def __post_init__(self) -> None:
+        known_numbers(self, "data")
         if self.dataset is not None:
             for name, value in known_set(self.dataset).options.items():
                 if getattr(self, name) == getattr(type(self), name):
@@ -98,7 +100,7 @@ class DataConfig:
         for name, values in (("extra_mean", self.extra_mean), ("extra_std", self.extra_std)):
             if len(values) not in (1, self.channels - 3):
                 raise ConfigError(f"data.{name}: must be one number, or one per further channel, got {len(values)}")
-        if min(self.extra_std) <= 0 or not self.rare_temperature > 0:
+        if min(self.extra_std, default=0.0) <= 0 or not self.rare_temperature > 0:
             got = f"{self.extra_std} and {self.rare_temperature}"
             raise ConfigError(f"data: extra_std and rare_temperature must be positive, got {got}")
         if self.extra is not None and (self.channels == 3 or "/" in self.extra or self.extra in ("", ".", "..")):
@@ -118,10 +120,16 @@ class DataConfig:
         if self.shard_mix < 1 or not self.shard_cache_gib > 0:
             got = f"{self.shard_mix} and {self.shard_cache_gib}"
             raise ConfigError(f"data: shard_mix must be 1 or more and shard_cache_gib positive, got {got}")
+        if self.max_pixels < 1:
+            raise ConfigError(f"data.max_pixels: must be 1 or more, got {self.max_pixels}")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
-        if min(self.builtin_train, self.builtin_val) < 1 or self.builtin_size < 32:
-            raise ConfigError("data.builtin_*: at least one scene per split, and 32 pixels a side")
+        scenes = self.builtin_train, self.builtin_val
+        if not 1 <= min(scenes) <= max(scenes) <= 10**7 or not 32 <= self.builtin_size <= 4096:
+            raise ConfigError(
+                "data: builtin_train and builtin_val must lie in 1..10000000, builtin_size in 32..4096, got "
+                f"{scenes[0]}, {scenes[1]}, {self.builtin_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,9 +154,10 @@ class AugmentConfig:
     """Above 0: colours as in PaddleSeg's RandomDistort, in random order, by factors of 1 - distort to 1 + distort."""
 
     def __post_init__(self) -> None:
+        known_numbers(self, "augment")
         low, high = self.ratio_range
-        if min(self.crop) < 1:
-            raise ConfigError(f"augment.crop: must be positive, got {self.crop}")
+        if min(*self.crop, *(self.base_scale or (1, 1))) < 1:
+            raise ConfigError(f"augment: crop and base_scale must be positive, got {self.crop}, {self.base_scale}")
         if not 0 < low <= high:
             raise ConfigError(f"augment.ratio_range: must be 0 < low <= high, got {self.ratio_range}")
         if not 0 <= self.ratio_step <= high - low and self.ratio_step:

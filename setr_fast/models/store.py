@@ -30,6 +30,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 _READ_BYTES = 16 << 20
 _CHECKED_BYTES = 64 << 20
 _NAMED = 5  # keys that one message names
+_VARIANCES = ("running_var", "_variance")  # of batch norms, as PyTorch and Paddle call them
 
 
 def save_model(
@@ -171,11 +172,13 @@ def _all_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def finite_fault(name: str, tensor: Tensor) -> str:
-    """Say how many values are NaN or infinite; empty where none is. One pass where all is well."""
+    """Say how many values are NaN or infinite, or of a variance negative (a batch norm would make NaN of them); empty
+    where none is. One pass where all is well, a second over a batch norm's few."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return ""
     if math.isfinite(tensor.sum().item()):  # a NaN or an infinity stays in a sum
-        return ""
+        negative = int((tensor < 0).sum()) if name.endswith(_VARIANCES) else 0
+        return f"{name} must be 0 or more, got {negative} negative values" if negative else ""
     count = int((~torch.isfinite(tensor)).sum())
     return f"{name} must be finite, got {count} NaN or infinite values" if count else ""
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from setr_fast.errors import ConfigError
+from setr_fast.fields import known_numbers
+
+LONGEST_WAIT_S = 30 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class OptimConfig:
     """Averaging factors of adamw."""
 
     def __post_init__(self) -> None:
+        known_numbers(self, "optim")
         if not self.lr > 0 or self.min_lr < 0 or self.head_lr_multiplier <= 0:
             raise ConfigError(
                 f"optim: lr and head_lr_multiplier must be positive, got {self.lr}, {self.head_lr_multiplier}"
@@ -53,6 +57,10 @@ class OptimConfig:
             raise ConfigError(f"optim.min_lr: must be at most optim.lr, {self.lr}, got {self.min_lr}; lower it as well")
         if self.warmup_steps < 0:
             raise ConfigError(f"optim.warmup_steps: must be 0 or more, got {self.warmup_steps}")
+        if self.power < 0 or self.weight_decay < 0:
+            raise ConfigError(f"optim: power and weight_decay must be 0 or more, got {self.power}, {self.weight_decay}")
+        if not all(0 <= factor < 1 for factor in (self.momentum, *self.betas)):
+            raise ConfigError(f"optim: momentum and betas must lie in [0, 1), got {self.momentum}, {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,14 @@ class LossConfig:
     """Added to numerator and denominator."""
 
     def __post_init__(self) -> None:
+        known_numbers(self, "loss")
         if not self.kind or len(set(self.kind)) != len(self.kind):
             raise ConfigError(
                 f"loss.kind: must name at least one loss, none twice, got {' '.join(self.kind) or 'none'}"
             )
         if len(self.weights) not in (1, len(self.kind)):
             raise ConfigError(f"loss.weights: must be one number or {len(self.kind)}, got {len(self.weights)}")
-        if min(self.weights) < 0 or max(self.weights) == 0:
+        if min(self.weights, default=-1.0) < 0 or max(self.weights) == 0:
             raise ConfigError(f"loss.weights: must be 0 or more and not all 0, got {self.weights}")
         given = self.class_weights
         if given is not None and (min(given, default=-1.0) < 0 or not any(given)):
@@ -101,6 +110,8 @@ class LossConfig:
         if not 0 < self.ohem_threshold <= 1 or self.ohem_min_kept < 1:
             got = f"{self.ohem_threshold} and {self.ohem_min_kept}"
             raise ConfigError(f"loss: ohem_threshold must lie in (0, 1] and ohem_min_kept be 1 or more, got {got}")
+        if self.ohem_min_kept >= 2**63:
+            raise ConfigError(f"loss.ohem_min_kept: must be below 2^63, got {self.ohem_min_kept}")
         if self.focal_gamma < 0 or self.focal_alpha <= 0 or self.dice_smooth < 0:
             got = f"{self.focal_gamma}, {self.dice_smooth}, {self.focal_alpha}"
             raise ConfigError(
@@ -153,13 +164,15 @@ class TrainConfig:
     """Peak of one GPU in TFLOP/s that the model FLOPs utilisation is stated against; 0: that of cards we know."""
 
     def __post_init__(self) -> None:
+        known_numbers(self, "train")
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: must be 1 or more, got {getattr(self, name)}")
-        if self.restarts < 0 or self.peak_tflops < 0:
-            raise ConfigError(
-                f"train: restarts and peak_tflops must be 0 or more, got {self.restarts}, {self.peak_tflops}"
-            )
+        for name in ("restarts", "peak_tflops", "clip_norm", "validate_every", "save_every", "overlays"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name}: must be 0 or more, got {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"train.seed: must be a number of 64 bits, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"train.ema: must lie in [0, 1), got {self.ema}")
 
@@ -183,5 +196,5 @@ class ParallelConfig:
             raise ConfigError(
                 f"fsdp: replicas must be 0 or more, group 1 or more, got {self.replicas} and {self.group}"
             )
-        if not self.timeout > 0:
-            raise ConfigError(f"fsdp.timeout: must be positive, got {self.timeout}")
+        if not 0 < self.timeout <= LONGEST_WAIT_S:
+            raise ConfigError(f"fsdp.timeout: must lie in 0..{LONGEST_WAIT_S} seconds, got {self.timeout}")

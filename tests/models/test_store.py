@@ -158,6 +158,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "head.classifier.bias must be floating point",
     ),
     "not a number": (_edit(_nan), "encoder.pos_embed must be finite, got 1 NaN"),
+    "negative variances": (
+        _edit(lambda t: [t[name].neg_() for name in t if name.endswith("running_var")]),
+        "running_var must be 0 or more, got",
+    ),
 }
 
 

@@ -100,5 +100,5 @@ def test_all_ranks_skip_what_is_not_finite_on_one(tiny: Make, tmp_path: Path) ->
 
 def test_policies_are_checked(tiny: Make) -> None:
     config = tiny()
-    with pytest.raises(ConfigError, match="restarts and peak_tflops must be 0 or more"):
+    with pytest.raises(ConfigError, match="restarts: must be 0 or more"):
         replace(config, train=replace(config.train, restarts=-1))
