@@ -31,6 +31,8 @@ class PredictArguments:
     class maps only."""
     extra: Path | None = None
     """Folder with each picture's further channels under its stem, for models of more than three."""
+    max_pixels: int = 200_000_000
+    """Largest picture that is decoded, in pixels."""
 
 
 def run(argv: list[str]) -> int:
@@ -50,5 +52,6 @@ def run(argv: list[str]) -> int:
         overlays=a.overlay,
         extra=a.extra,
         extra_range=run.data.extra_range,
+        max_pixels=a.max_pixels,
     )
     return EXIT_OK

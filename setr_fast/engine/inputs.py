@@ -30,16 +30,21 @@ def expand(inputs: Sequence[Path], out: Path) -> list[Input]:
     files: dict[Path, Input] = {}
     for path in inputs:
         if not path.is_dir():
-            files.setdefault(path.resolve(), Input(path))
+            files.setdefault(_real(path), Input(path))
             continue
-        found = list(_within(path, out.resolve()))
+        found = list(_within(path, _real(out)))
         if not found:
             list_images([path])  # says what there is instead
         for one in found:
-            files.setdefault(one.path.resolve(), one)
+            files.setdefault(_real(one.path), one)
     if not files:
         raise DataError(f"predict: inputs must hold a picture, got none in {', '.join(map(str, inputs))}")
     return list(files.values())
+
+
+def _real(path: Path) -> Path:
+    """Return where a path leads; Path.resolve raises where links lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _within(folder: Path, out: Path) -> Iterator[Input]:
@@ -48,7 +53,7 @@ def _within(folder: Path, out: Path) -> Iterator[Input]:
 
     for here, inner, names in os.walk(folder, onerror=refuse):
         # In place: what is taken out is not walked into.
-        inner[:] = sorted(name for name in inner if not name.startswith(".") and Path(here, name).resolve() != out)
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and _real(Path(here, name)) != out)
         below = Path(here).relative_to(folder)
         for name in sorted(names):
             path = Path(here, name)

@@ -27,8 +27,8 @@ def output_stems(inputs: Sequence[Path], out: Path, below: Sequence[Path] | None
     places = [_spelled_once(place, spelled) for place in below]
     taken: dict[Path, set[str]] = {}
     for place in places:
-        folder = (out / place).resolve()
-        taken.setdefault(place, {_key(path.name) for path in inputs if path.resolve().parent == folder})
+        folder = Path(os.path.realpath(out / place))
+        taken.setdefault(place, {_key(path.name) for path in inputs if Path(os.path.realpath(path)).parent == folder})
     for place in list(taken):
         for inner, outer in zip((place, *place.parents), place.parents, strict=False):
             taken.setdefault(outer, set()).add(_key(inner.name))

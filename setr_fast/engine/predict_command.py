@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import nn
 
 from setr_fast.data.faults import one_line
+from setr_fast.data.formats.decode import MAX_PIXELS
 from setr_fast.data.layouts.folder import by_stem
 from setr_fast.data.layouts.lists import key_of, split_name
 from setr_fast.data.palette import default_palette
@@ -48,6 +49,7 @@ def predict_command(
     overlays: Overlay = "jpg",
     extra: Path | None = None,
     extra_range: tuple[float, float] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Write ``<stem>.png`` (classes, at the upright picture's own size) and ``<stem>_overlay.jpg`` for each input.
 
@@ -66,7 +68,7 @@ def predict_command(
     place = pick_device(device)
     model = load_checkpoint(checkpoint)[0].to(place)
     make_folder(out, "out")
-    predict_files(model, files, out, inference, extra, extra_range, overlays=overlays)
+    predict_files(model, files, out, inference, extra, extra_range, overlays=overlays, max_pixels=max_pixels)
 
 
 def predict_files(
@@ -78,6 +80,7 @@ def predict_files(
     extra_range: tuple[float, float] | None = None,
     *,
     overlays: Overlay = "jpg",
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Do what ``predict_command`` says, with a model that is loaded and a folder that is there."""
     spec: Any = model.spec
@@ -98,7 +101,7 @@ def predict_files(
             step()
 
         pictures = [item for item in named if not is_video(item[0])]
-        reader = PictureReader(channels_of(model), extra_range)
+        reader = PictureReader(channels_of(model), extra_range, max_pixels=max_pixels)
 
         def read(item: tuple[Path, str]) -> Array:
             return reader.file(item[0], _further_channels(item[0], extra and extra / places[item[0]]))

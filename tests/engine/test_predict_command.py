@@ -18,6 +18,7 @@ from setr_fast.cli import main
 from setr_fast.data.reading import PictureReader
 from setr_fast.engine.inputs import expand
 from setr_fast.engine.options import InferenceConfig
+from setr_fast.engine.outputs import output_stems
 from setr_fast.engine.predict_command import predict_command, predict_files
 from setr_fast.engine.predictor import predict
 from setr_fast.engine.video import Frame, frames, writing
@@ -340,3 +341,14 @@ def test_predict_reads_a_weights_file_of_another_code_base(tmp_path: Path) -> No
     ours, theirs = (np.array(Image.open(tmp_path / name / "a.png")) for name in ("ours", "theirs"))
     assert len(np.unique(ours)) > 1
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_links_in_a_circle_are_named_and_the_others_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    Image.new("RGB", (9, 7)).save(tmp_path / "c.png")
+    assert [file.path.name for file in expand([tmp_path / "a.png", tmp_path / "c.png"], tmp_path / "out")] == [
+        "a.png",
+        "c.png",
+    ]
+    assert output_stems([tmp_path / "a.png", tmp_path / "c.png"], tmp_path / "out") == ["a", "c"]

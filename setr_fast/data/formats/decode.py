@@ -253,7 +253,7 @@ def _opened(
         if width * height > max_pixels:
             raise Unusable(
                 f"must have at most {max_pixels} pixels (max_pixels), got {width} x {height} = {width * height}",
-                "cut the picture into tiles, or raise --data.max-pixels (train, eval, data) if the file is trusted",
+                "cut the picture into tiles, or raise --data.max-pixels (predict: --max-pixels) if the file is trusted",
             )
 
     def refused(what: str, remedy: str) -> FaultError:
