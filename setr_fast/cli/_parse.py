@@ -7,11 +7,11 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-import docstring_parser
 import tyro
 
 from setr_fast.config import Config, read_config
@@ -78,15 +78,20 @@ def run_of(checkpoint: str | None) -> Config:
 @contextmanager
 def _flowing_texts() -> Iterator[None]:
     """Have tyro see an option's text on one line: it would keep some of the line breaks that the source has."""
+    try:
+        docstring_parser: Any = import_module("docstring_parser")
+    except ImportError:  # a tyro that reads texts in another way
+        yield
+        return
     read = docstring_parser.parse_from_object
 
-    def flowing(of: Any, *style: Any) -> docstring_parser.Docstring:
+    def flowing(of: Any, *style: Any) -> Any:
         found = read(of, *style)
         for item in found.params:
             item.description = " ".join((item.description or "").split()) or None
         return found
 
-    docstring_parser.parse_from_object = flowing  # type: ignore[assignment]
+    docstring_parser.parse_from_object = flowing
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ def predict_files(
         def read(item: tuple[Path, str]) -> Array:
             return reader.file(item[0], _further_channels(item[0], extra and extra / places[item[0]]))
 
-        with closing(_pictures(model, pictures, read, out, inference, palette, overlays)) as outcomes:
+        with closing(_pictures(model, pictures, read, out, inference, palette, overlays, max_pixels)) as outcomes:
             for outcome in outcomes:
                 tell(outcome.item[0], outcome.error, outcome.result)
         for path, stem in named:
@@ -133,6 +133,7 @@ def _pictures(
     inference: InferenceConfig,
     palette: Palette,
     overlays: Overlay,
+    max_pixels: int,
 ) -> Generator[Outcome[tuple[Path, str], Path], None, None]:
     room = waiting_room(parse_bytes(inference.memory_budget))
     channels = channels_of(model)
@@ -149,7 +150,7 @@ def _pictures(
         return target
 
     def bytes_of(item: tuple[Path, str]) -> int:
-        return picture_bytes(item[0], channels, overlays)
+        return picture_bytes(item[0], channels, overlays, max_pixels)
 
     return pipelined(files, read, compute, write, bytes_of=bytes_of, room=room)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -25,6 +26,8 @@ from setr_fast.models.model import SegmentationModel
 INPUT, OUTPUT = "pictures", "classes"
 ONNX_OPSET = 20
 ENDINGS = {"torch_export": ".pt2", "aoti": ".pt2", "onnx": ".onnx", "cpp": ""}
+_ZIP_WRITER = "PytorchStreamWriter failed writing"
+"""How torch puts that the system took no more bytes; it does not say why."""
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
@@ -42,9 +45,17 @@ def require(kind: str) -> None:
 
 
 def write(model: SegmentationModel, config: ExportConfig, target: Path) -> Run:
-    """Write a model into the file (cpp: the folder) ``target`` and return what runs it from there."""
+    """Write a model into the file (cpp: the folder) ``target`` and return what runs it from there.
+
+    Raises: OSError where the disk is full.
+    """
     with _quiet():
-        return _WRITERS[config.format](model, config, target)
+        try:
+            return _WRITERS[config.format](model, config, target)
+        except RuntimeError as error:
+            if _ZIP_WRITER not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
 
 
 def _torch_export(model: SegmentationModel, config: ExportConfig, target: Path) -> Run:

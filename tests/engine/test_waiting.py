@@ -42,6 +42,7 @@ def test_what_a_file_will_hold_is_read_from_its_header(make_picture, tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])
     for name in ("cut.png", "none.jpg"):
         assert picture_bytes(tmp_path / name, 3, "jpg") == 0, "its reading says what is wrong"
+    assert picture_bytes(tmp_path / "a.jpg", 3, "jpg", max_pixels=10) == 0, "as does reading one that is too large"
 
 
 def test_a_budget_that_is_too_small_says_the_least_that_works_beside_waiting_pictures(make_model, make_picture):

@@ -29,6 +29,20 @@ HEADS = ("naive", "pup", "mla", "linear", "mask")
 PROJECT = Path(commands.__file__).parent / "project_files"
 
 
+def test_a_full_disk_says_so_and_leaves_nothing(make_small, tmp_path, monkeypatch):
+    def full(program, target):
+        Path(target).write_bytes(b"half")
+        raise RuntimeError(
+            "[enforce fail at x.cc:1] . PytorchStreamWriter failed writing file data/3: file write failed"
+        )
+
+    make_small("naive").save(tmp_path / "model")
+    monkeypatch.setattr(torch.export, "save", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        export_command(tmp_path / "model", tmp_path / "new" / "model.pt2", ExportConfig())
+    assert list((tmp_path / "new").glob("*")) == []
+
+
 def test_a_torch_program_runs_without_this_package(make_small, tmp_path, capsys):
     model = make_small("pup")
     model.save(tmp_path / "model")
