@@ -43,7 +43,7 @@ class Runner:
         self._fixed = FIXED + kept_bytes(model, config.precision)
         self._waiting = waiting if self.device.type == "cpu" else 0  # a card's memory holds no other pictures
         self._room = max(parse_bytes(config.memory_budget) - self._waiting - self._fixed, 0)
-        self._tight = False
+        self._beside = 0
         self._known: dict[tuple[tuple[int, int], int], int] = {}
         self._canvas = self._room // 2 if config.canvas_mib is None else config.canvas_mib * 2**20
 
@@ -65,7 +65,7 @@ class Runner:
             logits = ready.replay(windows)
         else:
             logits = _logits(ready.model, ready.autocast, self._small, windows)
-        if self._tight and not windows.is_cuda:
+        if self._is_tight((height, width), len(windows)) and not windows.is_cuda:
             give_back()
         return logits if self._small else logits[..., :height, :width]
 
@@ -88,9 +88,14 @@ class Runner:
         if self.config.window_batch is not None:
             return self.config.window_batch
         fits = (count for count in range(MOST_WINDOWS, 1, -1) if self._batch_bytes(window, count) <= self._room - held)
-        count = next(fits, 1)
-        self._tight = held + self._batch_bytes(window, count) > TIGHT * self._room
-        return count
+        self._beside = held
+        return next(fits, 1)
+
+    def _is_tight(self, window: tuple[int, int], count: int) -> bool:
+        """Whether a batch leaves little room for what the allocator keeps of it; to fetch that again costs time."""
+        if self.config.window_batch is not None:
+            return False
+        return self._beside + self._batch_bytes(window, count) > TIGHT * self._room
 
     def bytes_of(self, assembly: Assembly) -> int:
         """Return what a picture under way holds."""
