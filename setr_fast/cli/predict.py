@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from setr_fast.cli._parse import given, parse, run_of
+from setr_fast.data.options import DataConfig
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.errors import EXIT_OK, ConfigError
 
@@ -31,7 +32,7 @@ class PredictArguments:
     class maps only."""
     extra: Path | None = None
     """Folder with each picture's further channels under its stem, for models of more than three."""
-    max_pixels: int = 200_000_000
+    max_pixels: int = DataConfig.max_pixels
     """Largest picture that is decoded, in pixels."""
 
 

@@ -10,7 +10,8 @@ import torch
 
 from tests.kernels import ahead
 
-pytest.importorskip("triton", reason="needs triton, which only Linux has")
+triton = pytest.importorskip("triton", reason="needs triton, which only Linux has")
+RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
 kernels = importlib.import_module("setr_fast.kernels.upsample_cross_entropy")
 class_sums = importlib.import_module("setr_fast.kernels.upsample_class_sums")
 bilinear = importlib.import_module("setr_fast.ops._native").load()
@@ -53,8 +54,8 @@ def build(flags: str, classes: int, dtype: str, card: int, block: int | None = N
 def test_no_register_is_spilled(flags: str, classes: int, dtype: str, card: int) -> None:
     registers, spilled = build(flags, classes, dtype, card)
     assert spilled == 0, f"{spilled} bytes"
-    # Triton 3.6 takes up to 243 below 256 classes, 3.9 up to 238; the next step, 256, is where spilling begins.
-    assert registers <= 255 if classes > 256 else registers <= 248
+    most = 240 if RELEASE >= (3, 9) else 248  # 3.6 takes up to 243 below 256 classes, and spills nothing either
+    assert registers <= 255 if classes > 256 else registers <= most, "eight programs of a warp must fit a processor"
 
 
 def test_too_many_classes_on_one_warp_would_be_seen() -> None:
