@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.report import fastest_other, spread, used
+from benchmarks.report_rows import fastest_other, spread, used
 
 Row = dict[str, Any]
 HEAD = ("comparison", "used", "x reference", "x strongest other", "outputs checked")

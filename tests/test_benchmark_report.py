@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import machine, report, shown
 from benchmarks.rows import Parity, Row
+from benchmarks.summary import summary
 
 
 def _spread(median: float) -> dict[str, float]:
@@ -87,7 +88,8 @@ def test_the_newest_comparison_counts_with_all_its_sides(tmp_path: Path) -> None
     _write(tmp_path / "2.jsonl", _row(ratio=_spread(7.0), ratios=newer))
     rows = report.newest(report.read_rows(tmp_path))
     assert [row["side"] for row in rows] == ["native"]
-    assert "| `x` | c, forward, float32 | native | 7 (6.3..7.7) | 2 (1.8..2.2) (compile) | m |" in report.summary(rows)
+    assert "**m**\n\n| op |" in summary(rows)
+    assert "| `x` float32 | c | 7 (6.3..7.7) | 2 (1.8..2.2) (compile) |  |  |" in summary(rows)
 
 
 def test_rows_of_an_older_make_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,20 +123,40 @@ def test_every_format_of_a_checkpoint_has_its_line(tmp_path: Path) -> None:
 
 def test_of_an_op_the_readme_shows_the_case_that_takes_the_reference_longest(tmp_path: Path) -> None:
     slow = _row(case="slow", baseline_seconds=_spread(9.0))
-    _write(tmp_path / "1.jsonl", _row(case="quick"), slow, _row(case="other", direction="backward"))
+    alone = _row(case="other", direction="backward", ratios={"reference": _spread(5.0)})
+    _write(tmp_path / "1.jsonl", _row(case="quick"), slow, alone)
     rows = report.newest(report.read_rows(tmp_path))
-    shown = report.summary(rows)
-    assert "slow, forward" in shown
-    assert "other, backward" in shown
-    assert "quick" not in shown
+    line = "| `x` float32 | slow; backward other | 3 (2.7..3.3) | 1.5 (1.4..1.7) (compile) | 5 (4.5..5.5) |  |"
+    assert line in summary(rows)
+    assert "quick" not in summary(rows)
     assert "quick" in report.report(rows)
+
+
+def test_a_network_has_one_line_whatever_was_measured_of_it(tmp_path: Path) -> None:
+    network = {"kind": "model", "name": "setr_pup_vit_t16", "direction": "inference"}
+    reference = {"side": "reference", "chosen": False, "peak_extra_bytes": 3 * 2**20}
+    step = network | {"direction": "training step", "case": "256px, 150 classes, batch 2"}
+    inference = network | {"case": "256px, 150 classes, batch 1"}
+    slower = inference | {"dtype": "bfloat16", "chosen": False}
+    beside = inference | {"kind": "peer", "case": "256px, 150 classes, batch 1, beside PaddleSeg"}
+    rows = [_row(**inference), _row(**inference | reference), _row(**step, ratios={"reference": _spread(6.0)})]
+    part = network | {"name": "pup_decoder", "ratios": {"eager": _spread(2.0)}}
+    _write(
+        tmp_path / "1.jsonl", *rows, _row(**slower), _row(**beside, ratios={"PaddleSeg": _spread(5.0)}), _row(**part)
+    )
+    text = summary(report.newest(report.read_rows(tmp_path)))
+    cells = "3 (2.7..3.3) | 1.5 (1.4..1.7) | 1 / 3 | 6 (5.4..6.6) | 5 (4.5..5.5)"
+    assert f"| `setr_pup_vit_t16` float32 | 256 | {cells} |" in text
+    assert "| training step, x reference | inference, x PaddleSeg |" in text
+    assert text.count("`setr_pup_vit_t16`") == 1
+    assert "| `pup_decoder` float32 | c |  | 2 (1.8..2.2) (eager) |  |  |" in text
 
 
 def test_other_designs_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
     peer = _row(kind="other design", name="EoMT and ours", side="ours", ratios={"EoMT": _spread(2.0)})
     _write(tmp_path / "1.jsonl", _row(), peer)
     rows = report.newest(report.read_rows(tmp_path))
-    assert "EoMT" not in report.summary(rows)
+    assert "EoMT" not in summary(rows)
     _, _, table = report.report(rows).partition("no parity: different models")
     assert "| `EoMT and ours` c, forward, float32 | ours (used) |  | 2 (1.8..2.2) (EoMT) |" in table
 
@@ -181,7 +203,7 @@ def test_readme_and_report_hold_exactly_what_the_results_say(capsys: pytest.Capt
     rows = report.newest(report.read_rows(machine.RESULTS))
     readme = (machine.ROOT / "README.md").read_text()
     inside = readme.partition(report.BEGIN)[2].partition(report.END)[0].strip()
-    assert inside == report.summary(rows).strip(), "run python -m benchmarks.report"
+    assert inside == summary(rows).strip(), "run python -m benchmarks.report"
     missing = report.left_out(machine.RESULTS, rows)
     assert report.REPORT.read_text() == report.report(rows, missing), "run python -m benchmarks.report"
 
