@@ -23,6 +23,11 @@ from build_backend import find_compiler, find_torch, native_mode  # noqa: E402
 
 CUDA_ARCHS = "80-real;90"  # machine code for A100 and H100/H200, portable code for later cards
 SETUPTOOLS = 77  # the first that reads pyproject.toml's licence; by hand nothing else asks for it
+DATA_FOLDERS = {
+    "setr_fast.recipes": ["*.toml"],
+    "setr_fast.data.tables": ["*.csv"],
+    "setr_fast.export.project_files": ["*"],
+}
 CUDA_LIBRARY = "_cuda.so"
 OPS_LIBRARY = "libsetr_fast_ops.so"  # kernels for C++ programs; the build of the module leaves it beside it
 
@@ -171,8 +176,8 @@ if __name__ == "__main__":
     # A link to kernels/, which has no __init__.py so that it shadows nobody's package of that name.
     kernels = ["setr_fast.kernels"] if (ROOT / "setr_fast" / "kernels").is_dir() else []
     setup(
-        packages=[*find_packages(include=["setr_fast", "setr_fast.*"]), *kernels],
-        package_data={"setr_fast": ["recipes/*.toml", "data/tables/*.csv", "export/project_files/*"]},
+        packages=[*find_packages(include=["setr_fast", "setr_fast.*"]), *DATA_FOLDERS, *kernels],
+        package_data=DATA_FOLDERS,
         ext_modules=[
             Extension(
                 "setr_fast._native",
