@@ -24,7 +24,7 @@ REGISTERS = {
     "upsample_argmax_kernel": 64,  # eight blocks of 128 threads
     "upsample_accumulate_kernel": 102,  # five blocks of 128 threads
     "patch_embed_product_kernel": 128,  # two blocks of 256 threads
-    "upsample_combine_statistics_kernel": 192,
+    "upsample_combine_statistics_kernel": 208,  # of float32, two blocks of 128 threads; of 16 bits 168, three
     "upsample_combine_kernel": 168,  # three blocks of 128 threads per multiprocessor
     "upsample_combine_backward_kernel": 168,
 }
