@@ -51,6 +51,7 @@ __device__ __forceinline__ int decided(const SmallLogits& logits, const T* data,
   };
   float best = 0.0f;
   int index = 0;
+#pragma unroll 1
   for (int k = 0; k < static_cast<int>(logits.classes); ++k) {
     const int64_t at = k * logits.class_stride;
     float value = (1.0f - down.high_weight) * across_row(upper + at);
