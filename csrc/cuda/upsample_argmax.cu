@@ -37,6 +37,20 @@ __device__ __forceinline__ bool beats(float value, float best) {
   return value > best || (value != value && best == best);
 }
 
+// Where the classes go: of one byte, or of two where there are more than 256.
+struct Classes {
+  void* data;
+  bool wide;
+
+  __device__ __forceinline__ void write(int64_t pixel, int index) const {
+    if (wide) {
+      static_cast<int16_t*>(data)[pixel] = static_cast<int16_t>(index);
+    } else {
+      static_cast<uint8_t*>(data)[pixel] = static_cast<uint8_t>(index);
+    }
+  }
+};
+
 // The class of one pixel. Taps of weight 0 are not read into the sum: an infinity beside the pixel must not become a
 // NaN in it.
 template <class T>
@@ -113,11 +127,11 @@ __device__ __forceinline__ void mix_row(const float* row, int left, int right, f
   }
 }
 
-template <class T, class Class, bool kClassesTogether>
+template <class T, bool kClassesTogether>
 __global__ void __launch_bounds__(kThreads)
     upsample_argmax_kernel(SmallLogits logits, Axis32 vertical, Axis32 horizontal, int32_t rows, int32_t columns,
-                           Class* __restrict__ out) {  // [batch, rows, columns]
-  extern __shared__ float memory[];                    // [kChunk, kPlane], then whether pixels go one by one
+                           Classes out) {  // [batch, rows, columns]
+  extern __shared__ float memory[];        // [kChunk, kPlane], then whether pixels go one by one
   auto* one_by_one = reinterpret_cast<int*>(memory + kChunk * kPlane);
   const auto* data = static_cast<const T*>(logits.data) + blockIdx.z * logits.batch_stride;
   const int32_t begin = static_cast<int32_t>(blockIdx.y) * kRows,
@@ -183,33 +197,33 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   if (column >= columns) return;
-  out += (int64_t{blockIdx.z} * rows + begin) * columns + column;
+  const int64_t pixel = (int64_t{blockIdx.z} * rows + begin) * columns + column;
   if (*one_by_one == 0) {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      if (begin + row < rows) out[int64_t{row} * columns] = static_cast<Class>(index[row]);
+      if (begin + row < rows) out.write(pixel + int64_t{row} * columns, index[row]);
     }
     return;
   }
 #pragma unroll 1
   for (int row = 0; row < kRows && begin + row < rows; ++row) {
-    out[int64_t{row} * columns] = static_cast<Class>(decided(logits, data, row_at(row), across));
+    out.write(pixel + int64_t{row} * columns, decided(logits, data, row_at(row), across));
   }
 }
 
-template <class T, class Class>
+template <class T>
 cudaError_t launch(const SmallLogits& logits, int64_t full_rows, int64_t full_columns, int64_t rows, int64_t columns,
-                   bool align_corners, void* out, cudaStream_t stream) {
+                   bool align_corners, const Classes& out, cudaStream_t stream) {
   if (full_rows > INT_MAX - kRows || full_columns > INT_MAX - kThreads) return cudaErrorInvalidValue;
   if (logits.height > INT_MAX || logits.width > INT_MAX) return cudaErrorInvalidValue;
   const dim3 grid(static_cast<unsigned int>((columns + kThreads - 1) / kThreads),
                   static_cast<unsigned int>((rows + kRows - 1) / kRows), static_cast<unsigned int>(logits.batch));
-  const auto kernel = logits.class_stride < logits.column_stride ? upsample_argmax_kernel<T, Class, true>
-                                                                 : upsample_argmax_kernel<T, Class, false>;
+  const auto kernel =
+      logits.class_stride < logits.column_stride ? upsample_argmax_kernel<T, true> : upsample_argmax_kernel<T, false>;
   kernel<<<grid, kThreads, kSharedBytes, stream>>>(
       logits, narrowed(make_axis<float>(logits.height, full_rows, align_corners)),
       narrowed(make_axis<float>(logits.width, full_columns, align_corners)), static_cast<int32_t>(rows),
-      static_cast<int32_t>(columns), static_cast<Class*>(out));
+      static_cast<int32_t>(columns), out);
   return cudaGetLastError();
 }
 
@@ -218,9 +232,9 @@ cudaError_t launch(const SmallLogits& logits, int64_t full_rows, int64_t full_co
 cudaError_t launch_upsample_argmax(const SmallLogits& logits, int64_t full_rows, int64_t full_columns, int64_t rows,
                                    int64_t columns, bool align_corners, void* out, bool wide, cudaStream_t stream) {
   if (logits.batch == 0 || rows == 0 || columns == 0) return cudaSuccess;
-  const auto run = logits.bfloat16 ? (wide ? launch<__nv_bfloat16, int16_t> : launch<__nv_bfloat16, uint8_t>)
-                                   : (wide ? launch<float, int16_t> : launch<float, uint8_t>);
-  return run(logits, full_rows, full_columns, rows, columns, align_corners, out, stream);
+  const Classes classes{out, wide};
+  const auto run = logits.bfloat16 ? launch<__nv_bfloat16> : launch<float>;
+  return run(logits, full_rows, full_columns, rows, columns, align_corners, classes, stream);
 }
 
 }  // namespace setr_fast
