@@ -15,9 +15,11 @@
 
 namespace setr_fast {
 
-template <class Real>
+// Index holds pixels: int32_t for the threads of a GPU, which have 64 bits in pairs of registers only.
+template <class Real, class Index = int64_t>
 struct Axis {
-  int64_t in, out;
+  using Pixel = Index;
+  Index in, out;
   Real ratio;  // source pixels per output pixel
   bool align_corners;
 };
@@ -29,38 +31,51 @@ SETR_FAST_HD Axis<Real> make_axis(int64_t in, int64_t out, bool align_corners) {
   return {in, out, ratio, align_corners};
 }
 
+// The same axis in 32 bits; its sizes must fit.
 template <class Real>
+SETR_FAST_HD Axis<Real, int32_t> narrowed(const Axis<Real>& axis) {
+  return {static_cast<int32_t>(axis.in), static_cast<int32_t>(axis.out), axis.ratio, axis.align_corners};
+}
+
+template <class Real, class Index = int64_t>
 struct Mix {
-  int64_t low, high;  // source pixels
-  Real high_weight;   // the share of the second, in [0, 1]
+  Index low, high;   // source pixels
+  Real high_weight;  // the share of the second, in [0, 1]
 };
 
+// Where output pixel `at` lies among the source pixels, 0 <= at < out; past the last one it is beyond in - 1.
+template <class Real, class Index>
+SETR_FAST_HD Real position_at(const Axis<Real, Index>& axis, typename Axis<Real, Index>::Pixel at) {
+  const Real position = axis.align_corners ? axis.ratio * static_cast<Real>(at)
+                                           : axis.ratio * (static_cast<Real>(at) + Real(0.5)) - Real(0.5);
+  return position < Real(0) ? Real(0) : position;
+}
+
 // The sources of output pixel `at`, 0 <= at < out.
-template <class Real>
-SETR_FAST_HD Mix<Real> mix_at(const Axis<Real>& axis, int64_t at) {
-  Real position = axis.align_corners ? axis.ratio * static_cast<Real>(at)
-                                     : axis.ratio * (static_cast<Real>(at) + Real(0.5)) - Real(0.5);
-  if (position < Real(0)) position = Real(0);
-  int64_t low = static_cast<int64_t>(position);
+template <class Real, class Index>
+SETR_FAST_HD Mix<Real, Index> mix_at(const Axis<Real, Index>& axis, typename Axis<Real, Index>::Pixel at) {
+  const Real position = position_at(axis, at);
+  Index low = static_cast<Index>(position);
   if (low > axis.in - 1) low = axis.in - 1;
   Real weight = position - static_cast<Real>(low);
   if (weight > Real(1)) weight = Real(1);
   return {low, low < axis.in - 1 ? low + 1 : low, weight};
 }
 
+template <class Index>
 struct Span {
-  int64_t begin, end;
+  Index begin, end;
 };
 
 // The first output pixel whose first source is `source` or later (out if there is none): low grows with `at`.
-template <class Real>
-SETR_FAST_HD int64_t first_from(const Axis<Real>& axis, int64_t source) {
+template <class Real, class Index>
+SETR_FAST_HD Index first_from(const Axis<Real, Index>& axis, typename Axis<Real, Index>::Pixel source) {
   if (source <= 0) return 0;
   if (source > axis.in - 1) return axis.out;
   if (axis.ratio <= Real(0)) return axis.out;
   const Real exact = axis.align_corners ? static_cast<Real>(source) / axis.ratio
                                         : (static_cast<Real>(source) + Real(0.5)) / axis.ratio - Real(0.5);
-  int64_t at = static_cast<int64_t>(exact) - 1;  // near the answer; the loops below end the doubt of rounding
+  Index at = static_cast<Index>(exact) - 1;  // near the answer; the loops below end the doubt of rounding
   if (at < 0) at = 0;
   if (at > axis.out) at = axis.out;
   while (at > 0 && mix_at(axis, at - 1).low >= source) --at;
@@ -69,8 +84,8 @@ SETR_FAST_HD int64_t first_from(const Axis<Real>& axis, int64_t source) {
 }
 
 // The output pixels that `source` takes part in, for a backward that gathers: as first source or as second.
-template <class Real>
-SETR_FAST_HD Span targets_of(const Axis<Real>& axis, int64_t source) {
+template <class Real, class Index>
+SETR_FAST_HD Span<Index> targets_of(const Axis<Real, Index>& axis, typename Axis<Real, Index>::Pixel source) {
   return {first_from(axis, source - 1), first_from(axis, source + 1)};
 }
 

@@ -5,14 +5,17 @@
 // result is the same in every run. The same bodies run on the CPU in the tests.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "bilinear.h"
 
 #if defined(__CUDACC__)
 #define SETR_FAST_UNROLL _Pragma("unroll")
+#define SETR_FAST_UNROLL_3 _Pragma("unroll 3")
 #else
 #define SETR_FAST_UNROLL
+#define SETR_FAST_UNROLL_3
 #endif
 
 namespace setr_fast {
@@ -32,10 +35,21 @@ struct Lanes {
   float of[kLanes];
 };
 
-// What a thread may address with 32 bits: a line of z, and the rows.
+// What a thread counts in 32 bits: rows, and the values of a line of z and of y.
 SETR_FAST_HD bool addressable(const TapShape& s, int side) {
-  constexpr int64_t kMost = INT32_MAX;
-  return s.rows.out < kMost && s.rows.in < kMost && s.cols.in * side * side * s.padded < kMost;
+  constexpr int64_t kMost = INT32_MAX - kRows;
+  return s.rows.out < kMost && s.rows.in < kMost && s.cols.in * side * side * s.padded < kMost &&
+         s.cols.out * s.padded < kMost;
+}
+
+// Quotient and remainder by one division: a GPU has none for 64 bits.
+struct Split {
+  int64_t quotient, rest;
+};
+
+SETR_FAST_HD Split split(int64_t value, int64_t by) {
+  const int64_t quotient = value / by;
+  return {quotient, value - quotient * by};
 }
 
 // Where the taps of one output column look in a line of z (values from its start), and how much they take.
@@ -45,20 +59,36 @@ struct Columns {
   float low_weight[kSide], high_weight[kSide];
 };
 
-// The low-resolution row `row` of tap row `dy`, mixed for one output column by all its taps.
-template <int kSide, class Memory>
-SETR_FAST_HD Lanes mixed_columns(const TapShape& s, const Memory& memory, const Columns<kSide>& columns,
-                                 int64_t picture, int32_t row, int dy, int64_t channel) {
-  Lanes sum{};
-  const int64_t line = (picture * s.rows.in + row) * s.cols.in * (kSide * kSide) * s.padded + channel;
+template <int kSide>
+SETR_FAST_HD Columns<kSide> columns_of(const TapShape& s, int32_t column) {
+  const auto cols = narrowed(s.cols);
+  const auto padded = static_cast<int32_t>(s.padded);
+  Columns<kSide> columns;
   SETR_FAST_UNROLL
   for (int dx = 0; dx < kSide; ++dx) {
-    const int64_t tap = line + (dy * kSide + dx) * s.padded;
-    const Lanes a = memory.load_z(tap + columns.low[dx]);
-    const Lanes b = memory.load_z(tap + columns.high[dx]);
+    const int32_t at = column + dx - kSide / 2;
+    const bool inside = at >= 0 && at < cols.out;
+    const auto mix = mix_at(cols, inside ? at : column);
+    columns.low[dx] = (mix.low * (kSide * kSide) + dx) * padded;
+    columns.high[dx] = (mix.high * (kSide * kSide) + dx) * padded;
+    columns.low_weight[dx] = inside ? 1.0f - mix.high_weight : 0.0f;  // a tap on the zero padding has no weight
+    columns.high_weight[dx] = inside ? mix.high_weight : 0.0f;
+  }
+  return columns;
+}
+
+// A low-resolution row of one row of taps, mixed for one output column by all of them.
+template <int kSide, class Memory>
+SETR_FAST_HD Lanes mixed_columns(const Memory& memory, const Columns<kSide>& columns, int64_t line) {
+  Lanes sum{};
+  SETR_FAST_UNROLL
+  for (int dx = 0; dx < kSide; ++dx) {
+    const Lanes a = memory.load_z(line, columns.low[dx]);
+    const Lanes b = memory.load_z(line, columns.high[dx]);
     SETR_FAST_UNROLL
     for (int i = 0; i < kLanes; ++i) {
-      sum.of[i] += columns.low_weight[dx] * a.of[i] + columns.high_weight[dx] * b.of[i];
+      sum.of[i] += columns.low_weight[dx] * a.of[i];
+      sum.of[i] += columns.high_weight[dx] * b.of[i];
     }
   }
   return sum;
@@ -72,63 +102,72 @@ SETR_FAST_HD int64_t combine_threads(const TapShape& s) {
 
 // Thread `index`: eight channels of kRows output pixels of one column. It walks down and keeps, for each row of taps,
 // the two mixed rows that it lies between, so that every row is mixed once.
-// Memory: load_z(offset), start(channel) gives the bias, finish(pixel, channel, lanes) writes.
+// Memory: load_z(line, offset), start(channel) gives the bias, finish(pixel, channel, lanes) writes.
 template <int kSide, class Memory>
 SETR_FAST_HD void combine_strip(const TapShape& s, const Memory& memory, int64_t index) {
-  const int64_t groups = s.padded / kLanes, strips = strips_of(s);
-  const int64_t channel = index % groups * kLanes;
-  const int64_t column = index / groups % s.cols.out;
-  const int64_t strip = index / groups / s.cols.out;
-  const int64_t picture = strip / strips;
-  const int64_t begin = strip % strips * kRows;
-  const int64_t end = begin + kRows < s.rows.out ? begin + kRows : s.rows.out;
+  const auto rows = narrowed(s.rows);
+  const Split group = split(index, s.padded / kLanes), across = split(group.quotient, s.cols.out);
+  const Split down = split(across.quotient, strips_of(s));
+  const int64_t channel = group.rest * kLanes, picture = down.quotient;
+  const int32_t begin = static_cast<int32_t>(down.rest) * kRows;
+  const int32_t end = begin + kRows < rows.out ? begin + kRows : rows.out;
   const Lanes bias = memory.start(channel);
-  Columns<kSide> columns;
-  SETR_FAST_UNROLL
-  for (int dx = 0; dx < kSide; ++dx) {
-    const int64_t at = column + dx - kSide / 2;
-    const bool inside = at >= 0 && at < s.cols.out;
-    const auto mix = mix_at(s.cols, inside ? at : column);
-    columns.low[dx] = static_cast<int32_t>(mix.low * (kSide * kSide) * s.padded);
-    columns.high[dx] = static_cast<int32_t>(mix.high * (kSide * kSide) * s.padded);
-    columns.low_weight[dx] = inside ? 1.0f - mix.high_weight : 0.0f;  // a tap on the zero padding has no weight
-    columns.high_weight[dx] = inside ? mix.high_weight : 0.0f;
-  }
+  const auto columns = columns_of<kSide>(s, static_cast<int32_t>(across.rest));
+  const int64_t line = s.cols.in * (kSide * kSide) * s.padded;
+  const int64_t first_line = picture * s.rows.in * line + channel;
   Lanes above[kSide] = {}, below[kSide] = {};
   int32_t above_row[kSide], below_row[kSide];
+  Mix<float, int32_t> mixes[kSide];  // of the rows of taps of an output row; the next row takes all but the first over
   SETR_FAST_UNROLL
-  for (int dy = 0; dy < kSide; ++dy) above_row[dy] = below_row[dy] = -1;
-  for (int32_t row = static_cast<int32_t>(begin); row < end; ++row) {
+  for (int dy = 0; dy < kSide; ++dy) {
+    above_row[dy] = below_row[dy] = -1;
+    const int32_t at = begin - 1 + dy - kSide / 2;
+    mixes[dy] = mix_at(rows, at < 0 ? 0 : at);
+  }
+  int64_t pixel = ((picture * s.rows.out + begin) * s.cols.out + across.rest) * s.channels;
+  for (int32_t row = begin; row < end; ++row, pixel += s.cols.out * s.channels) {
+    SETR_FAST_UNROLL
+    for (int dy = 1; dy < kSide; ++dy) mixes[dy - 1] = mixes[dy];
+    mixes[kSide - 1] = mix_at(rows, row + kSide / 2);
     Lanes sum = bias;
     SETR_FAST_UNROLL
     for (int dy = 0; dy < kSide; ++dy) {
       const int32_t at = row + dy - kSide / 2;
-      if (at < 0 || at >= s.rows.out) continue;
-      const auto mix = mix_at(s.rows, at);
-      const auto low = static_cast<int32_t>(mix.low), high = static_cast<int32_t>(mix.high);
+      if (at < 0 || at >= rows.out) continue;
+      const int32_t low = mixes[dy].low, high = mixes[dy].high;
+      const int64_t taps = first_line + dy * kSide * s.padded;
       if (low != above_row[dy]) {
-        above[dy] =
-            low == below_row[dy] ? below[dy] : mixed_columns<kSide>(s, memory, columns, picture, low, dy, channel);
+        above[dy] = low == below_row[dy] ? below[dy] : mixed_columns<kSide>(memory, columns, taps + low * line);
         above_row[dy] = low;
       }
       if (high != below_row[dy]) {
-        below[dy] = high == low ? above[dy] : mixed_columns<kSide>(s, memory, columns, picture, high, dy, channel);
+        below[dy] = high == low ? above[dy] : mixed_columns<kSide>(memory, columns, taps + high * line);
         below_row[dy] = high;
       }
+      const float high_weight = mixes[dy].high_weight, low_weight = 1.0f - high_weight;
       SETR_FAST_UNROLL
       for (int i = 0; i < kLanes; ++i) {
-        sum.of[i] += (1.0f - mix.high_weight) * above[dy].of[i] + mix.high_weight * below[dy].of[i];
+        sum.of[i] += low_weight * above[dy].of[i];
+        sum.of[i] += high_weight * below[dy].of[i];
       }
     }
-    memory.finish(((picture * s.rows.out + row) * s.cols.out + column) * s.channels, channel, sum);
+    memory.finish(pixel, channel, sum);
   }
 }
 
-// What output position `at` takes from `source`; nothing outside.
-SETR_FAST_HD float share_of(const Axis<float>& axis, int64_t at, int64_t source) {
+// What output position `at` takes from `source`, nothing outside: a pixel's two sources lie a whole pixel apart, so its
+// share falls from one to nothing with the distance between its position and the source.
+SETR_FAST_HD float share_of(const Axis<float, int32_t>& axis, int32_t at, int32_t source) {
   if (at < 0 || at >= axis.out) return 0.0f;
-  const auto mix = mix_at(axis, at);
-  return (mix.low == source ? 1.0f - mix.high_weight : 0.0f) + (mix.high == source ? mix.high_weight : 0.0f);
+  const float position = position_at(axis, at), last = static_cast<float>(axis.in - 1);
+  const float share = 1.0f - fabsf((position < last ? position : last) - static_cast<float>(source));
+  return share < 0.0f ? 0.0f : share;
+}
+
+// The outputs whose taps reach those that `source` takes part in.
+SETR_FAST_HD Span<int32_t> reached(const Axis<float, int32_t>& axis, int32_t source, int half) {
+  const Span<int32_t> found = targets_of(axis, source);
+  return {found.begin - half < 0 ? 0 : found.begin - half, found.end + half > axis.out ? axis.out : found.end + half};
 }
 
 SETR_FAST_HD int64_t combine_backward_threads(const TapShape& s) {
@@ -136,48 +175,51 @@ SETR_FAST_HD int64_t combine_backward_threads(const TapShape& s) {
 }
 
 // Thread `index`: the gradient of all taps of z at one low-resolution pixel, eight channels. It gathers the outputs
-// that the pixel takes part in, each read once for all taps. Memory: load_y(pixel, channel), store_z(offset, lanes).
+// that the pixel takes part in, each read once for all taps: a row of them is summed by the taps' columns, and the sums
+// by the taps' rows. Memory: load_y(pixel, channel), store_z(offset, lanes).
 template <int kSide, class Memory>
 SETR_FAST_HD void combine_backward_pixel(const TapShape& s, const Memory& memory, int64_t index) {
   constexpr int kHalf = kSide / 2;
-  const int64_t groups = s.padded / kLanes;
-  const int64_t channel = index % groups * kLanes;
-  const int64_t column = index / groups % s.cols.in;
-  const int64_t row = index / groups / s.cols.in % s.rows.in;
-  const int64_t picture = index / groups / s.cols.in / s.rows.in;
-  const Span down = targets_of(s.rows, row), right = targets_of(s.cols, column);
-  Lanes sum[kSide * kSide];
-  SETR_FAST_UNROLL
-  for (int tap = 0; tap < kSide * kSide; ++tap) {
+  const auto rows = narrowed(s.rows), cols = narrowed(s.cols);
+  const Split group = split(index, s.padded / kLanes), across = split(group.quotient, s.cols.in);
+  const Split of_picture = split(across.quotient, s.rows.in);
+  const int64_t channel = group.rest * kLanes, picture = of_picture.quotient;
+  const auto column = static_cast<int32_t>(across.rest), row = static_cast<int32_t>(of_picture.rest);
+  const Span<int32_t> down = reached(rows, row, kHalf), right = reached(cols, column, kHalf);
+  Lanes sum[kSide][kSide] = {};
+  for (int32_t y = down.begin; y < down.end; ++y) {
+    Lanes of_taps[kSide] = {};
+    float of_column[kSide] = {};
     SETR_FAST_UNROLL
-    for (int i = 0; i < kLanes; ++i) sum[tap].of[i] = 0.0f;
-  }
-  const int64_t top = down.begin - kHalf < 0 ? 0 : down.begin - kHalf;
-  const int64_t bottom = down.end + kHalf > s.rows.out ? s.rows.out : down.end + kHalf;
-  const int64_t left = right.begin - kHalf < 0 ? 0 : right.begin - kHalf;
-  const int64_t stop = right.end + kHalf > s.cols.out ? s.cols.out : right.end + kHalf;
-  for (int64_t y = top; y < bottom; ++y) {
-    float of_row[kSide], of_column[kSide];
-    SETR_FAST_UNROLL
-    for (int dy = 0; dy < kSide; ++dy) of_row[dy] = share_of(s.rows, y + dy - kHalf, row);
-    SETR_FAST_UNROLL
-    for (int dx = 1; dx < kSide; ++dx) of_column[dx] = share_of(s.cols, left - 1 + dx - kHalf, column);
-    for (int64_t x = left; x < stop; ++x) {
+    for (int dx = 1; dx < kSide; ++dx) of_column[dx] = share_of(cols, right.begin - 1 + dx - kHalf, column);
+    int64_t pixel = ((picture * s.rows.out + y) * s.cols.out + right.begin) * s.channels;
+    SETR_FAST_UNROLL_3  // so many loads are on their way at once: a factor of two reaches six columns
+        for (int32_t x = right.begin; x < right.end; ++x, pixel += s.channels) {
       SETR_FAST_UNROLL
       for (int dx = 1; dx < kSide; ++dx) of_column[dx - 1] = of_column[dx];
-      of_column[kSide - 1] = share_of(s.cols, x + kHalf, column);
-      const Lanes g = memory.load_y(((picture * s.rows.out + y) * s.cols.out + x) * s.channels, channel);
+      of_column[kSide - 1] = share_of(cols, x + kHalf, column);
+      const Lanes g = memory.load_y(pixel, channel);
       SETR_FAST_UNROLL
-      for (int tap = 0; tap < kSide * kSide; ++tap) {
-        const float share = of_row[tap / kSide] * of_column[tap % kSide];
+      for (int dx = 0; dx < kSide; ++dx) {
         SETR_FAST_UNROLL
-        for (int i = 0; i < kLanes; ++i) sum[tap].of[i] += share * g.of[i];
+        for (int i = 0; i < kLanes; ++i) of_taps[dx].of[i] += of_column[dx] * g.of[i];
+      }
+    }
+    SETR_FAST_UNROLL
+    for (int dy = 0; dy < kSide; ++dy) {
+      const float of_row = share_of(rows, y + dy - kHalf, row);
+      SETR_FAST_UNROLL
+      for (int dx = 0; dx < kSide; ++dx) {
+        SETR_FAST_UNROLL
+        for (int i = 0; i < kLanes; ++i) sum[dy][dx].of[i] += of_row * of_taps[dx].of[i];
       }
     }
   }
-  const int64_t pixel = ((picture * s.rows.in + row) * s.cols.in + column) * (kSide * kSide) * s.padded;
+  const int64_t pixel = across.quotient * s.cols.in + across.rest;
   SETR_FAST_UNROLL
-  for (int tap = 0; tap < kSide * kSide; ++tap) memory.store_z(pixel + tap * s.padded + channel, sum[tap]);
+  for (int tap = 0; tap < kSide * kSide; ++tap) {
+    memory.store_z((pixel * (kSide * kSide) + tap) * s.padded + channel, sum[tap / kSide][tap % kSide]);
+  }
 }
 
 }  // namespace setr_fast

@@ -27,8 +27,7 @@ constexpr int kStages = 3;
 constexpr int kPictureBytes = kTokens * kDepth;  // of a stage
 constexpr int kFactorBytes = kOutputs * kDepth * 2;
 constexpr int kStageBytes = kPictureBytes + kFactorBytes;
-constexpr int kLineBytes = kTokens * static_cast<int>(sizeof(int64_t));  // where each token's patch starts
-constexpr int kSharedBytes = kStages * kStageBytes + kLineBytes;
+constexpr int kSharedBytes = kStages * kStageBytes;
 
 __device__ __forceinline__ void store_pair(float* to, float a, float b) {
   *reinterpret_cast<float2*>(to) = float2{a, b};
@@ -47,25 +46,60 @@ __device__ __forceinline__ uint32_t centred(uint32_t four, uint32_t which, __hal
   return *reinterpret_cast<const uint32_t*>(&values);
 }
 
-// Starts the copies of one step. Tokens and outputs beyond the last are copies of the last, and never stored.
-__device__ __forceinline__ void load_step(const PatchProduct& product, const int64_t* starts, int64_t first_output,
-                                          int step, unsigned char* stage) {
-  const int in_line = static_cast<int>(product.grid.patch * kPatchChannels) / kDepth;
-  const int64_t in_picture = step / in_line * product.grid.line_step + step % in_line * kDepth;
-  constexpr int kPictureCopies = kPictureBytes / 16, kFactorCopies = kFactorBytes / 16;
-  for (int copy = threadIdx.x; copy < kPictureCopies; copy += kThreads) {
-    const int token = copy / (kDepth / 16), piece = copy % (kDepth / 16);
-    copy_async_16(stage + copy * 16, product.image + starts[token] + in_picture + piece * 16);
-  }
-  const int64_t depth = product.grid.patch * product.grid.patch * kPatchChannels;
-  const auto* factor = static_cast<const __half*>(product.factor);
+// What a thread copies in every step, and from where: kept from step to step, for a step moves all of it by the same.
+// Tokens and outputs beyond the last are copies of the last, and never stored.
+struct Copies {
+  static constexpr int kOfPicture = kPictureBytes / 16, kOfFactor = kFactorBytes / 16;
+  static constexpr int kPictures = (kOfPicture + kThreads - 1) / kThreads, kFactors = kOfFactor / kThreads;
+  static_assert(kOfFactor % kThreads == 0);
+
+  const uint8_t* picture[kPictures];
+  const __half* factor[kFactors];
+  int64_t next_line;     // from the last step of a line to the first of the next
+  int in_line, of_line;  // steps of this line that were taken, and of every line
+
+  __device__ __forceinline__ Copies(const PatchProduct& product, int64_t first_token, int64_t tokens,
+                                    int64_t first_output) {
+    const PatchGrid& grid = product.grid;
+    const int64_t line = grid.patch * kPatchChannels, depth = grid.patch * line;
+    in_line = 0;
+    of_line = static_cast<int>(line) / kDepth;
+    next_line = grid.line_step - line + kDepth;
 #pragma unroll
-  for (int copy = threadIdx.x; copy < kFactorCopies; copy += kThreads) {
-    const int output = copy / (kDepth / 8), piece = copy % (kDepth / 8);
-    const int64_t row = first_output + output < product.outputs ? first_output + output : product.outputs - 1;
-    copy_async_16(stage + kPictureBytes + copy * 16, factor + row * depth + int64_t{step} * kDepth + piece * 8);
+    for (int i = 0; i < kPictures; ++i) {
+      const int copy = threadIdx.x + i * kThreads, piece = copy % (kDepth / 16);
+      const int64_t wanted = first_token + copy / (kDepth / 16), token = wanted < tokens ? wanted : tokens - 1;
+      const int64_t row = token / grid.w, picture_of = row / grid.h;
+      picture[i] = product.image + picture_of * grid.picture_step +
+                   (row - picture_of * grid.h) * grid.patch * grid.line_step + (token - row * grid.w) * line +
+                   piece * 16;
+    }
+#pragma unroll
+    for (int i = 0; i < kFactors; ++i) {
+      const int copy = threadIdx.x + i * kThreads, piece = copy % (kDepth / 8);
+      const int64_t wanted = first_output + copy / (kDepth / 8);
+      const int64_t row = wanted < product.outputs ? wanted : product.outputs - 1;
+      factor[i] = static_cast<const __half*>(product.factor) + row * depth + piece * 8;
+    }
   }
-}
+
+  // Starts the copies of the next step.
+  __device__ __forceinline__ void start(unsigned char* stage) {
+    in_line = in_line + 1 == of_line ? 0 : in_line + 1;
+    const int64_t step = in_line == 0 ? next_line : kDepth;
+#pragma unroll
+    for (int i = 0; i < kPictures; ++i) {
+      const int copy = threadIdx.x + i * kThreads;
+      if ((i + 1) * kThreads <= kOfPicture || copy < kOfPicture) copy_async_16(stage + copy * 16, picture[i]);
+      picture[i] += step;
+    }
+#pragma unroll
+    for (int i = 0; i < kFactors; ++i) {
+      copy_async_16(stage + kPictureBytes + (threadIdx.x + i * kThreads) * 16, factor[i]);
+      factor[i] += kDepth;
+    }
+  }
+};
 
 __device__ __forceinline__ void multiply_step(const unsigned char* stage, const __half2 (&less)[kPatchChannels][2],
                                               float (&sums)[kWarpTokens / 16][kWarpOutputs / 8][4]) {
@@ -98,18 +132,10 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     patch_embed_product_kernel(const __grid_constant__ PatchProduct product, int64_t tokens, T* __restrict__ out) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto* starts = reinterpret_cast<int64_t*>(memory + kStages * kStageBytes);
   const PatchGrid& grid = product.grid;
   const int64_t of_picture = grid.h * grid.w;
   const int64_t first_token = int64_t{blockIdx.x} * kTokens, first_output = int64_t{blockIdx.y} * kOutputs;
-  if (threadIdx.x < kTokens) {
-    const int64_t wanted = first_token + threadIdx.x;
-    const int64_t token = wanted < tokens ? wanted : tokens - 1;
-    const int64_t place = token % of_picture;
-    starts[threadIdx.x] = token / of_picture * grid.picture_step + place / grid.w * grid.patch * grid.line_step +
-                          place % grid.w * grid.patch * kPatchChannels;
-  }
-  __syncthreads();
+  Copies copies(product, first_token, tokens, first_output);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   __half2 less[kPatchChannels][2];  // [k][pair]: channels of the bytes 16 k + 4 t on; 48 is a multiple of three
 #pragma unroll
@@ -128,14 +154,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int steps = static_cast<int>(grid.patch * grid.patch * kPatchChannels) / kDepth;
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) {
-    if (step < steps) load_step(product, starts, first_output, step, memory + step * kStageBytes);
+    if (step < steps) copies.start(memory + step * kStageBytes);
     copy_async_commit();
   }
   for (int step = 0; step < steps; ++step) {
     copy_async_wait<kStages - 2>();
     __syncthreads();  // this step's copies are there, and everyone is done with the stage that is filled next
     const int ahead = step + kStages - 1;
-    if (ahead < steps) load_step(product, starts, first_output, ahead, memory + ahead % kStages * kStageBytes);
+    if (ahead < steps) copies.start(memory + ahead % kStages * kStageBytes);
     copy_async_commit();
     multiply_step(memory + step % kStages * kStageBytes, less, sums);
   }

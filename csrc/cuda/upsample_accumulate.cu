@@ -5,8 +5,8 @@
 // of the exponentials, once for the mean over the views, kClasses classes at a time, with the largest score and its
 // class in registers. So nothing of the picture's size but the result is ever written, and no two threads add up
 // anything. Neighbouring threads have neighbouring columns: their loads are next to each other, and at upsampling
-// factors of two and more mostly the same. Bound by instructions: two to four loads and multiply-adds per value, and
-// two exponentials. docs/design/0008-inference-from-small-logits.md
+// factors of two and more mostly the same. Bound by instructions: about 70 per class, pixel, view and pass where two
+// rows and two columns are mixed, half of them for the tables. docs/design/0008-inference-from-small-logits.md
 #include <cuda_bf16.h>
 
 #include <climits>
@@ -18,10 +18,11 @@ namespace setr_fast {
 namespace {
 
 constexpr int kMostThreads = 128;
-constexpr int kBlocks = 5;                  // per multiprocessor: as many as registers allow without a spill
-constexpr int kClasses = 8;                 // that share the reads of the tables
-constexpr int kBytesPerPixelAndView = 12;   // in shared memory: largest value, factor, first and last window
-constexpr size_t kSharedBytes = 48 * 1024;  // what every card grants without opting in
+constexpr int kBlocks = 4;                     // per multiprocessor: as many as registers allow without a spill
+constexpr int kClasses = 16;                   // that share the reads of the tables
+constexpr float kLog2E = 1.4426950408889634f;  // scores of probabilities are kept in base two
+constexpr int kBytesPerPixelAndView = 12;      // in shared memory: largest value, factor, first and last window
+constexpr size_t kSharedBytes = 48 * 1024;     // what every card grants without opting in
 
 __device__ __forceinline__ float value_of(const float* at) { return __ldg(at); }
 __device__ __forceinline__ float value_of(const __nv_bfloat16* at) { return __bfloat162float(*at); }
@@ -44,15 +45,21 @@ __device__ __forceinline__ Windows windows_of(const DeviceMosaic& mosaic, const 
   return found;
 }
 
-// The logits of kClasses classes from `first` on of one view at one output pixel; zero beyond the last class.
+// The logits, times `factor`, of kClasses classes from `first` on of one view at one output pixel. Those beyond the
+// last class are the last one's again: to leave them out would cost a comparison each, for every tap.
 template <class T>
 __device__ __forceinline__ void logits_at(const DeviceMosaic& mosaic, const MosaicView& view, Windows windows,
-                                          int64_t row, int64_t column, int first, float (&values)[kClasses]) {
+                                          int64_t row, int64_t column, int first, float factor,
+                                          float (&values)[kClasses]) {
+  int class_at[kClasses];  // values from where a window's line of the class `first` starts
 #pragma unroll
-  for (int i = 0; i < kClasses; ++i) values[i] = 0.0f;
+  for (int i = 0; i < kClasses; ++i) {
+    values[i] = 0.0f;
+    class_at[i] = (first + i < mosaic.classes ? i : static_cast<int>(mosaic.classes) - 1 - first) * view.width;
+  }
   for (int t = 0; t < view.row_taps; ++t) {
     const int64_t tap = view.rows_at + row * view.row_taps + t;
-    const float down = mosaic.row_weights[tap];
+    const float down = mosaic.row_weights[tap] * factor;
     if (down == 0.0f) continue;
     const int source = mosaic.rows[tap];
     // What a wrong table points at is not read: only weights of 0 may point beyond the windows.
@@ -63,15 +70,13 @@ __device__ __forceinline__ void logits_at(const DeviceMosaic& mosaic, const Mosa
       const int64_t window = (int64_t{grid_row} * view.across + b) * view.height + line;
       const auto* from = static_cast<const T*>(mosaic.logits) + view.logits_at +
                          (window * mosaic.classes + first) * view.width + start;
-      for (int s = 0; s < view.column_taps; ++s) {
-        const int64_t at = view.column_weights_at + (int64_t{b} * view.column_taps + s) * mosaic.width + column;
-        const float weight = down * mosaic.column_weights[at];
+      const float* weights =
+          mosaic.column_weights + view.column_weights_at + int64_t{b} * view.column_taps * mosaic.width + column;
+      for (int s = 0; s < view.column_taps; ++s, weights += mosaic.width, ++from) {
+        const float weight = down * *weights;
         if (weight == 0.0f || static_cast<unsigned int>(start + s) >= static_cast<unsigned int>(view.width)) continue;
 #pragma unroll
-        for (int i = 0; i < kClasses; ++i) {
-          if (first + i < mosaic.classes)
-            values[i] = fmaf(weight, value_of(from + int64_t{i} * view.width + s), values[i]);
-        }
+        for (int i = 0; i < kClasses; ++i) values[i] = fmaf(weight, value_of(from + class_at[i]), values[i]);
       }
     }
   }
@@ -100,17 +105,15 @@ __device__ __forceinline__ void prepare(const DeviceMosaic& mosaic, const Kept& 
   if (!mosaic.probabilities) return;
   float top = -INFINITY, sum = 0.0f, values[kClasses];
   for (int first = 0; first < mosaic.classes; first += kClasses) {
-    logits_at<T>(mosaic, view, windows, row, column, first, values);
+    logits_at<T>(mosaic, view, windows, row, column, first, kLog2E, values);
     float higher = top;
 #pragma unroll
-    for (int i = 0; i < kClasses; ++i) {
-      if (first + i < mosaic.classes) higher = fmaxf(higher, values[i]);
-    }
-    sum *= expf(top - higher);
+    for (int i = 0; i < kClasses; ++i) higher = fmaxf(higher, values[i]);
+    sum *= exp2f(top - higher);
     top = higher;
 #pragma unroll
     for (int i = 0; i < kClasses; ++i) {
-      if (first + i < mosaic.classes) sum += expf(values[i] - top);
+      if (first + i < mosaic.classes) sum += exp2f(values[i] - top);
     }
   }
   kept.top[kept.at(v)] = top;
@@ -157,12 +160,13 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
 #pragma unroll
     for (int i = 0; i < kClasses; ++i) total[i] = 0.0f;
     for (int v = 0; v < mosaic.views; ++v) {
-      logits_at<T>(mosaic, mosaic.view[v], kept.of(v), row, column, first, values);
+      logits_at<T>(mosaic, mosaic.view[v], kept.of(v), row, column, first, mosaic.probabilities ? kLog2E : 1.0f,
+                   values);
       const float top = mosaic.probabilities ? kept.top[kept.at(v)] : 0.0f;
       const float factor = mosaic.probabilities ? kept.factor[kept.at(v)] : share;
 #pragma unroll
       for (int i = 0; i < kClasses; ++i) {
-        total[i] = fmaf(mosaic.probabilities ? expf(values[i] - top) : values[i], factor, total[i]);
+        total[i] = fmaf(mosaic.probabilities ? exp2f(values[i] - top) : values[i], factor, total[i]);
       }
     }
 #pragma unroll

@@ -15,6 +15,9 @@ namespace setr_fast {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kMergeThreads = 512;  // a group's partials are merged by one block: its loads must hide each other's wait
+template <class T>
+constexpr int kBlocks = sizeof(T) == 2 ? 3 : 2;  // per multiprocessor: as many as registers allow without a spill
 
 // Mean and spread (sum of squared deviations) of `count` values in each of eight channels.
 struct Running {
@@ -70,7 +73,7 @@ struct CountingMemory {
   ForwardMemory<T, kWhole> forward;
   Running* running;
 
-  __device__ __forceinline__ Lanes load_z(int64_t offset) const { return forward.load_z(offset); }
+  __device__ __forceinline__ Lanes load_z(int64_t line, int32_t offset) const { return forward.load_z(line, offset); }
   __device__ __forceinline__ Lanes start(int64_t channel) const { return forward.start(channel); }
   __device__ __forceinline__ void finish(int64_t pixel, int64_t channel, Lanes lanes) const {
     forward.finish(pixel, channel, lanes);
@@ -85,7 +88,7 @@ struct CountingMemory {
 };
 
 template <class T, int kSide, bool kWhole>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     upsample_combine_statistics_kernel(TapShape shape, int64_t threads, const T* __restrict__ z,
                                        const T* __restrict__ bias, T* __restrict__ y,
                                        float* __restrict__ partials) {  // [blocks, groups, kPartial]
@@ -104,16 +107,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   running.save(partials + (blockIdx.x * groups + index % groups) * kPartial);
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMergeThreads)
     upsample_statistics_merge_kernel(const float* __restrict__ partials, int64_t blocks, int64_t channels,
                                      float* __restrict__ mean, float* __restrict__ spread) {
-  extern __shared__ float kept[];  // [kThreads, kPartial]
+  extern __shared__ float kept[];  // [kMergeThreads, kPartial]
   Running running = nothing_yet();
-  for (int64_t block = threadIdx.x; block < blocks; block += kThreads) {
+  for (int64_t block = threadIdx.x; block < blocks; block += kMergeThreads) {
     running.merge(partials + (block * gridDim.x + blockIdx.x) * kPartial);
   }
   running.save(kept + threadIdx.x * kPartial);
-  for (unsigned int apart = kThreads / 2; apart > 0; apart /= 2) {
+  for (unsigned int apart = kMergeThreads / 2; apart > 0; apart /= 2) {
     __syncthreads();
     if (threadIdx.x >= apart) continue;
     running.merge(kept + (threadIdx.x + apart) * kPartial);
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-constexpr int kKeptBytes = kThreads * kPartial * static_cast<int>(sizeof(float));
+constexpr int kPartialBytes = kPartial * static_cast<int>(sizeof(float));
 
 }  // namespace
 
@@ -143,7 +146,7 @@ cudaError_t launch_upsample_combine_statistics(MapType type, int side, const Tap
   return with_kind(type, side, [&]<class T, int kSide>() {
     const auto kernel = whole(shape, y) ? upsample_combine_statistics_kernel<T, kSide, true>
                                         : upsample_combine_statistics_kernel<T, kSide, false>;
-    kernel<<<static_cast<unsigned int>(blocks), kThreads, kKeptBytes, stream>>>(
+    kernel<<<static_cast<unsigned int>(blocks), kThreads, kThreads * kPartialBytes, stream>>>(
         shape, combine_threads(shape), static_cast<const T*>(z), static_cast<const T*>(bias), static_cast<T*>(y),
         partials);
     return cudaGetLastError();
@@ -154,8 +157,8 @@ cudaError_t launch_upsample_statistics_merge(const float* partials, int64_t bloc
                                              float* mean, float* spread, cudaStream_t stream) {
   if (groups == 0) return cudaSuccess;
   if (groups > INT_MAX) return cudaErrorInvalidValue;
-  upsample_statistics_merge_kernel<<<static_cast<unsigned int>(groups), kThreads, kKeptBytes, stream>>>(
-      partials, blocks, channels, mean, spread);
+  upsample_statistics_merge_kernel<<<static_cast<unsigned int>(groups), kMergeThreads, kMergeThreads * kPartialBytes,
+                                     stream>>>(partials, blocks, channels, mean, spread);
   return cudaGetLastError();
 }
 

@@ -21,10 +21,10 @@ MOST_REGISTERS = 128
 # Kernels with a limit of their own, by the start of their name: what each is laid out for.
 REGISTERS = {
     "confusion_matrix_kernel": 64,
-    "upsample_argmax_kernel": 64,  # eight blocks of 128 threads
-    "upsample_accumulate_kernel": 102,  # five blocks of 128 threads
+    "upsample_argmax_kernel": 102,  # five blocks of 128 threads
+    "upsample_accumulate_kernel": 128,  # four blocks of 128 threads
     "patch_embed_product_kernel": 128,  # two blocks of 256 threads
-    "upsample_combine_statistics_kernel": 192,
+    "upsample_combine_statistics_kernel": 208,  # of float32, two blocks of 128 threads; of 16 bits 168, three
     "upsample_combine_kernel": 168,  # three blocks of 128 threads per multiprocessor
     "upsample_combine_backward_kernel": 168,
 }

@@ -153,6 +153,17 @@ def test_argmax_takes_values_as_the_cpu_kernel_does(value: float) -> None:
     assert torch.equal(call("upsample_argmax", *args), OPS["upsample_argmax"].run("native", *args))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_argmax_of_several_blocks_and_chunks_of_classes(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    """Sums are exact: eighths of few digits, and factors that are powers of two. Three classes tie."""
+    logits = (torch.randn(1, 21, 9, 72) * 8).round().div(8).to(dtype)
+    logits[:, 1:3] = logits[:, 20:].clone()
+    for size in ([18, 144], [36, 288], [9, 72]):
+        args = (logits.contiguous(memory_format=layout), size, size, False)
+        assert torch.equal(call("upsample_argmax", *args), OPS["upsample_argmax"].reference(*args))
+
+
 @pytest.mark.parametrize("name", ["confusion_matrix", "upsample_accumulate_argmax"])
 def test_an_illegal_id_is_an_error(name: str) -> None:
     op = OPS[name]

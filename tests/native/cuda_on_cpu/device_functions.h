@@ -74,6 +74,10 @@ template <class T>
 T __ldg(const T* at) {
   return *at;
 }
+template <class T>
+void __stwb(T* at, T value) {
+  *at = value;
+}
 
 inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
