@@ -159,7 +159,7 @@ def _pictures(
             classes = index_png(made[1], palette)
             mixed = None if overlays == "none" else overlay_file(overlays, *made, palette)
         if mixed is not None:
-            atomic_write(out / f"{item[1]}_overlay.{overlays}", mixed)
+            atomic_write(out / f"{item[1]}_overlay.{overlays}", mixed, name_too=False)
         atomic_write(target, classes)
         return target
 
