@@ -42,8 +42,11 @@ def system_error(error: BaseException) -> tuple[int, str]:
     return 0, ""
 
 
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Replace ``path`` by ``content``: temporary name in the same folder, fsync, rename."""
+def atomic_write(path: Path, content: bytes | str, *, name_too: bool = True) -> None:
+    """Replace ``path`` by ``content``: temporary name in the same folder, fsync, rename.
+
+    ``name_too``: false where another file of the folder is written next, which makes the names of both reach the disk.
+    """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     # A fixed short prefix: the target's own name may already be as long as a file name can be.
@@ -58,7 +61,8 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    sync_folder(path.parent)
+    if name_too:
+        sync_folder(path.parent)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from setr_fast.engine.pictures import as_pixels
 from setr_fast.engine.predictor import channels_of, joined, settled, strips, views_of
 from setr_fast.engine.probability import class_probability
 from setr_fast.engine.runner import Runner, evaluating
+from setr_fast.engine.turns import Turns, bring_near, turns_of
 from setr_fast.engine.views import Assembly
 from setr_fast.errors import ConfigError
 from setr_fast.metrics import Scores, Tally
@@ -56,8 +59,9 @@ def evaluate(
             f"evaluate: tally must have the model's {spec.num_classes} classes, got {tally.num_classes}; make a new one"
         )
     indices = [index for index in range(rank, len(source), world_size) if index not in tally]
-    with torch.inference_mode(), evaluating(model):
-        for done, found in enumerate(_answers(model, source, indices, settled(config, model)), start=1):
+    answers = _answers(model, source, indices, settled(config, model))
+    with torch.inference_mode(), evaluating(model), closing(answers):
+        for done, found in enumerate(answers, start=1):
             tally.add(found.index, found.classes, found.label, found.counts)
             if tally.probability_of is not None:
                 size = found.label.shape[0], found.label.shape[1]
@@ -88,35 +92,63 @@ class _Answer:
         return torch.stack([part.counts for part in self.parts if part.counts is not None]).sum(0)
 
 
-def _answers(model: nn.Module, source: Source, indices: Sequence[int], config: InferenceConfig) -> Iterator[_Answer]:
+def _answers(
+    model: nn.Module, source: Source, indices: Sequence[int], config: InferenceConfig
+) -> Generator[_Answer, None, None]:
     """Yield the answer to each sample, in order; windows of several pictures pass through the model together."""
     runner = Runner(model, config)
     started: deque[tuple[_Answer, int]] = deque()
 
     def coming() -> Iterator[Assembly]:
-        for index, (image, label) in _read_ahead(source, indices):
+        for index, (image, label) in samples:
             views = views_of(model, as_pixels(image, channels_of(model)), config)
             labels = torch.from_numpy(np.require(label, requirements=["C", "W"]))
             parts = list(strips(runner, views, (label.shape[0], label.shape[1]), labels))
             started.append((_Answer(index, image, label, []), len(parts)))
             yield from parts
 
-    for part in assemble(coming(), runner.run, runner.batch_of, runner.held, runner.bytes_of):
-        answer, count = started[0]
-        answer.parts.append(part)
-        if len(answer.parts) == count:
-            yield started.popleft()[0]
+    with closing(_read_ahead(source, indices, turns_of(runner.device))) as samples:
+        for part in assemble(coming(), runner.run, runner.batch_of, runner.held, runner.bytes_of):
+            answer, count = started[0]
+            answer.parts.append(part)
+            if len(answer.parts) == count:
+                yield started.popleft()[0]
 
 
-def _read_ahead(source: Source, indices: Sequence[int]) -> Iterator[tuple[int, tuple[Any, Any]]]:
-    """Yield samples with their index; the next one is decoded while one is worked on."""
+def _read_ahead(
+    source: Source, indices: Sequence[int], turns: Turns
+) -> Generator[tuple[int, tuple[Any, Any]], None, None]:
+    """Yield samples with their index; the next one is read while one is worked on, and decoded then or in turns."""
+
+    def read(index: int) -> tuple[Any, Any]:
+        files = _files(source, index)
+        if not files:  # what reading waits for is not known: it may be a net
+            return source.read(index)
+        for file in files:
+            bring_near(file)
+        with turns.beside():
+            return source.read(index)
+
     with ThreadPoolExecutor(1) as reading:
-        following = reading.submit(source.read, indices[0]) if indices else None
-        for place, index in enumerate(indices):
-            assert following is not None
-            sample = following.result()
-            following = reading.submit(source.read, indices[place + 1]) if place + 1 < len(indices) else None
-            yield index, sample
+        following = reading.submit(read, indices[0]) if indices else None
+        try:
+            for place, index in enumerate(indices):
+                assert following is not None
+                turns.give()
+                sample = following.result()
+                following = reading.submit(read, indices[place + 1]) if place + 1 < len(indices) else None
+                turns.take()
+                yield index, sample
+        finally:  # here, not when the error that ended the work is forgotten
+            turns.give()
+
+
+def _files(source: Source, index: int) -> list[Path]:
+    """Return the files that reading a sample of a folder opens; none of another source."""
+    samples = getattr(source, "samples", None)
+    if samples is None:
+        return []
+    return [file for file in (samples[index].image, samples[index].extra, samples[index].mask) if file is not None]
 
 
 def check_classes(spec: Any, source: Source) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from setr_fast.errors import ShapeError
-from setr_fast.files import atomic_write
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -21,8 +19,8 @@ _RUNS = 3  # Z_RLE of zlib: matches of distance one only
 _LINE_PX, _SWATCH_PX, _LETTER_PX = 16, 12, 6  # legend; letters of Pillow's built-in font are 6 pixels wide
 
 
-def write_index_png(path: Path, classes: npt.NDArray[Any], palette: Palette) -> None:
-    """Write a class map as a PNG whose pixel values are the classes: 8 bits with a palette, 16 bits grey above 255.
+def index_png(classes: npt.NDArray[Any], palette: Palette) -> bytes:
+    """Return a class map as a PNG whose pixel values are the classes: 8 bits with a palette, 16 bits grey above 255.
 
     Shapes: classes [H, W].
     """
@@ -31,7 +29,8 @@ def write_index_png(path: Path, classes: npt.NDArray[Any], palette: Palette) -> 
         picture.putpalette(_flat(palette))  # turns the grey picture into a palette one, values untouched
     else:
         picture = Image.fromarray(classes.astype(np.uint16))
-    _write(path, picture, compress_level=1, compress_type=_RUNS)  # areas are runs: as small, at a fourth of the time
+    # Areas are runs: as small as by any search for longer matches, at a fourth of the time.
+    return _packed(picture, "png", compress_level=1, compress_type=_RUNS)
 
 
 def overlay(
@@ -62,17 +61,17 @@ def _blended(
         yield top, blend if known else Image.composite(blend, below, Image.fromarray(part < len(palette)))
 
 
-def write_overlay(
-    path: Path,
+def overlay_file(
+    kind: Literal["png", "jpg"],
     image: npt.NDArray[np.uint8],
     classes: npt.NDArray[Any],
     palette: Palette,
     *,
     alpha: float = 0.5,
     names: Sequence[str] | None = None,
-) -> None:
-    """Write the overlay, of the picture's size, as PNG or JPEG by the path's ending; ``names`` puts a legend of the
-    classes present below it."""
+) -> bytes:
+    """Return the overlay, of the picture's size, as PNG or JPEG; ``names`` puts a legend of the classes present below
+    it."""
     _check_sizes(image, classes)
     height, width = classes.shape
     strip = None
@@ -85,8 +84,8 @@ def write_overlay(
     if strip is not None:
         mixed.paste(strip, (0, height))
     # Photographs hardly get smaller by packing them better, only slower.
-    how = {"compress_level": 1, "compress_type": _RUNS} if path.suffix == ".png" else {"quality": 90}
-    _write(path, mixed, **how)
+    how = {"compress_level": 1, "compress_type": _RUNS} if kind == "png" else {"quality": 90}
+    return _packed(mixed, kind, **how)
 
 
 def _check_sizes(image: npt.NDArray[np.uint8], classes: npt.NDArray[Any]) -> None:
@@ -133,7 +132,7 @@ def _flat(palette: Palette) -> list[int]:
     return flat + [0] * (768 - len(flat))
 
 
-def _write(path: Path, picture: Image.Image, **how: Any) -> None:
+def _packed(picture: Image.Image, kind: Literal["png", "jpg"], **how: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG" if path.suffix == ".png" else "JPEG", **how)
-    atomic_write(path, buffer.getvalue())
+    picture.save(buffer, "PNG" if kind == "png" else "JPEG", **how)
+    return buffer.getvalue()

@@ -23,16 +23,18 @@ from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.inputs import Input, expand
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.outputs import output_stems
-from setr_fast.engine.overlay import overlay, write_index_png, write_overlay
+from setr_fast.engine.overlay import index_png, overlay, overlay_file
 from setr_fast.engine.pipeline import Outcome, pipelined
 from setr_fast.engine.places import make_folder, pick_device
 from setr_fast.engine.predictor import channels_of, predict
 from setr_fast.engine.progress import progress_bar
+from setr_fast.engine.runner import device_of
 from setr_fast.engine.sizes import parse_bytes
+from setr_fast.engine.turns import Turns, bring_near, turns_of
 from setr_fast.engine.video import Frame, Writer, frames, is_video, pixels_of, require_reader, writing
 from setr_fast.engine.waiting import frame_bytes, picture_bytes, waiting_room
 from setr_fast.errors import ConfigError, DataError
-from setr_fast.files import atomic_file, atomic_folder
+from setr_fast.files import atomic_file, atomic_folder, atomic_write
 
 Palette = Sequence[tuple[int, int, int]]
 Overlay = Literal["png", "jpg", "none"]
@@ -103,10 +105,18 @@ def predict_files(
         pictures = [item for item in named if not is_video(item[0])]
         reader = PictureReader(channels_of(model), extra_range, max_pixels=max_pixels)
 
-        def read(item: tuple[Path, str]) -> Array:
-            return reader.file(item[0], _further_channels(item[0], extra and extra / places[item[0]]))
+        turns = turns_of(device_of(model))
 
-        with closing(_pictures(model, pictures, read, out, inference, palette, overlays, max_pixels)) as outcomes:
+        def read(item: tuple[Path, str]) -> Array:
+            further = _further_channels(item[0], extra and extra / places[item[0]])
+            for file in (item[0],) if further is None else (item[0], further):
+                bring_near(file)
+            with turns.beside():
+                return reader.file(item[0], further)
+
+        with closing(
+            _pictures(model, pictures, read, out, inference, palette, overlays, max_pixels, turns)
+        ) as outcomes:
             for outcome in outcomes:
                 tell(outcome.item[0], outcome.error, outcome.result)
         for path, stem in named:
@@ -134,6 +144,7 @@ def _pictures(
     palette: Palette,
     overlays: Overlay,
     max_pixels: int,
+    turns: Turns,
 ) -> Generator[Outcome[tuple[Path, str], Path], None, None]:
     room = waiting_room(parse_bytes(inference.memory_budget))
     channels = channels_of(model)
@@ -144,15 +155,18 @@ def _pictures(
     def write(item: tuple[Path, str], made: tuple[Array, Array]) -> Path:
         # Joined as text: Path.with_suffix would take the end of a dotted stem for a suffix.
         target = out / f"{item[1]}.png"
-        if overlays != "none":
-            write_overlay(out / f"{item[1]}_overlay.{overlays}", *made, palette)
-        write_index_png(target, made[1], palette)
+        with turns.beside():
+            classes = index_png(made[1], palette)
+            mixed = None if overlays == "none" else overlay_file(overlays, *made, palette)
+        if mixed is not None:
+            atomic_write(out / f"{item[1]}_overlay.{overlays}", mixed, name_too=False)
+        atomic_write(target, classes)
         return target
 
     def bytes_of(item: tuple[Path, str]) -> int:
         return picture_bytes(item[0], channels, overlays, max_pixels)
 
-    return pipelined(files, read, compute, write, bytes_of=bytes_of, room=room)
+    return pipelined(files, read, compute, write, bytes_of=bytes_of, room=room, turns=turns)
 
 
 def _video(
@@ -204,6 +218,7 @@ def _frames(
     coming = frames(path)
     room = waiting_room(parse_bytes(inference.memory_budget))
     of_frame = pixels_of(path) * frame_bytes(overlays)
+    turns = turns_of(device_of(model))
 
     def compute(frame: Frame | None) -> tuple[Frame, Array] | None:
         return None if frame is None else (frame, predict(model, frame.pixels, inference, waiting=room))
@@ -212,14 +227,20 @@ def _frames(
         if made is None:
             return None
         frame, classes = made
-        write_index_png(folder / f"{number:06d}.png", classes, palette)
-        if film is not None:
-            film.add(frame, overlay(frame.pixels, classes, palette))
+        with turns.beside():
+            packed = index_png(classes, palette)
+            if film is not None:
+                film.add(frame, overlay(frame.pixels, classes, palette))
+        atomic_write(folder / f"{number:06d}.png", packed)
         return frame.seconds
 
+    def read(_: int) -> Frame | None:
+        with turns.beside():
+            return next(coming, None)
+
     # One thread each: a stream is read, and a film written, frame after frame.
-    limits: dict[str, Any] = {"readers": 1, "writers": 1, "bytes_of": lambda _: of_frame, "room": room}
-    stages = pipelined(count(), lambda _: next(coming, None), compute, write, **limits)
+    limits: dict[str, Any] = {"readers": 1, "writers": 1, "bytes_of": lambda _: of_frame, "room": room, "turns": turns}
+    stages = pipelined(count(), read, compute, write, **limits)
     with closing(stages):
         for outcome in stages:
             if outcome.error is not None:

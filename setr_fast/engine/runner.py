@@ -36,7 +36,7 @@ class Runner:
         """``waiting``: bytes of the memory budget that are for other pictures."""
         self.model, self.config = model, config
         self.spec: Any = model.spec
-        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self.device = device_of(model)
         self.rules: Any = {"rule": config.window_rule, "probabilities": config.merge == "probabilities"}
         self._small = hasattr(model, "logits") and hasattr(model, "logits_geometry")
         self._least = _least_size(self.spec)
@@ -150,6 +150,11 @@ def _logits(model: Any, autocast: bool, small: bool, windows: Tensor) -> Tensor:
     with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=autocast):
         logits: Tensor = model.logits(windows) if small else model(windows)
     return logits
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that a model computes on."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 
 from setr_fast.data.classes import ClassTable
+from setr_fast.data.options import DataConfig
+from setr_fast.data.source import FolderSource
 from setr_fast.engine.evaluator import evaluate
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.predictor import predict
+from setr_fast.engine.turns import Turns
 from setr_fast.errors import ConfigError
 
 
@@ -118,3 +124,46 @@ def test_two_processes_sum_over_gloo(make_model, make_picture):
             process.kill()
         expected = evaluate(model, source).confusion.tolist()
         assert dict(results) == {0: expected, 1: expected}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_files_are_decoded_while_the_model_does_not_compute(make_model, make_picture, tmp_path, broken, monkeypatch):
+    monkeypatch.setattr("setr_fast.engine.evaluator.turns_of", lambda device: Turns())
+    for kind in ("images", "masks"):
+        (tmp_path / "val" / kind).mkdir(parents=True)
+    for index in range(12):
+        Image.fromarray(make_picture(40, 50)).save(tmp_path / f"val/images/{index}.png")
+        Image.fromarray(np.full((40, 50), index % 5, np.uint8)).save(tmp_path / f"val/masks/{index}.png")
+    source = FolderSource(DataConfig(root=tmp_path, num_classes=5), "val")
+    model, before = make_model(), threading.active_count()
+    computing, reading, done, read = threading.Event(), threading.Event(), [], source.read
+    overlaps: list[int] = []
+    one = InferenceConfig(window_batch=1)
+
+    def noted(index: int) -> tuple[np.ndarray, np.ndarray]:
+        reading.set()
+        time.sleep(0.01)
+        overlaps.extend([index] * computing.is_set())
+        reading.clear()
+        return read(index)
+
+    def compute(*_) -> None:
+        computing.set()
+        time.sleep(0.001)
+        overlaps.extend([-1] * reading.is_set())
+        computing.clear()
+        done.append(True)
+        if broken and len(done) > 3:
+            raise ValueError("broken")
+
+    monkeypatch.setattr(source, "read", noted)
+    model.patches.register_forward_hook(compute)
+    if broken:
+        with pytest.raises(ValueError, match="broken") as caught:
+            evaluate(model, source, one)
+        assert caught.tb is not None, "what the error holds on to is still there"
+        assert threading.active_count() == before
+    else:
+        assert evaluate(model, source, one).confusion.sum() == 12 * 40 * 50
+        assert len(done) == 4 * 12, "windows"
+    assert overlaps == []

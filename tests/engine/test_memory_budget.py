@@ -88,7 +88,7 @@ coarse = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 for number, size in enumerate([(4000, 3000)] * 3 + [(7744, 5184)] + [(4000, 3000)] * 3):
     Image.fromarray(coarse).resize(size).save(folder / f"{number}.jpg")
 files = sorted(folder.iterdir())
-pipeline.stage_threads = lambda: 4  # as on a machine of 16 cores
+pipeline.stage_threads = lambda in_turns: 4  # as on a machine of 16 cores
 model = create_model("setr_naive_vit_t16", 5, 512, width=32, depth=1, num_heads=2, taps=(0,), head_channels=8).eval()
 predict(model, np.zeros((64, 64, 3), np.uint8), InferenceConfig(mode="whole"))
 (folder / "out").mkdir()

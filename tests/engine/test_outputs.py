@@ -12,7 +12,7 @@ from PIL import Image
 
 from setr_fast.data.palette import default_palette
 from setr_fast.engine.outputs import ENDINGS, output_stems
-from setr_fast.engine.overlay import legend, overlay, write_index_png, write_overlay
+from setr_fast.engine.overlay import index_png, legend, overlay, overlay_file
 from setr_fast.errors import ShapeError
 
 LETTERS = st.characters(exclude_characters="/\0", exclude_categories=("Cs",))
@@ -83,7 +83,7 @@ def test_an_input_in_the_output_folder_is_never_overwritten(tmp_path):
 
 def test_index_png_holds_the_classes_and_the_palette(tmp_path):
     classes = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    write_index_png(tmp_path / "a.png", classes, default_palette(256))
+    (tmp_path / "a.png").write_bytes(index_png(classes, default_palette(256)))
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.mode == "P"
         np.testing.assert_array_equal(np.asarray(picture), classes)
@@ -94,7 +94,7 @@ def test_index_png_holds_the_classes_and_the_palette(tmp_path):
 
 def test_index_png_of_many_classes_has_16_bits(tmp_path):
     classes = np.array([[0, 299], [65535, 256]], np.uint16)
-    write_index_png(tmp_path / "a.png", classes, default_palette(256))
+    (tmp_path / "a.png").write_bytes(index_png(classes, default_palette(256)))
     with Image.open(tmp_path / "a.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), classes)
 
@@ -123,11 +123,13 @@ def test_overlay_of_another_size_is_refused():
 def test_legend_goes_below_and_takes_the_pictures_width(tmp_path, width):
     image, classes = np.zeros((9, width, 3), np.uint8), np.zeros((9, width), np.uint8)
     classes[0, 0] = 2
-    write_overlay(tmp_path / "a.png", image, classes, default_palette(3), names=("road", "sky", "tr\u00e4e"))
+    (tmp_path / "a.png").write_bytes(
+        overlay_file("png", image, classes, default_palette(3), names=("road", "sky", "tr\u00e4e"))
+    )
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width == width
         assert picture.height > 9
-    write_overlay(tmp_path / "b.png", image, classes, default_palette(3))
+    (tmp_path / "b.png").write_bytes(overlay_file("png", image, classes, default_palette(3)))
     with Image.open(tmp_path / "b.png") as picture:
         assert picture.size == (width, 9)
 

@@ -126,6 +126,19 @@ def test_an_output_folder_that_cannot_be_is_a_usage_error(checkpoint, make_pictu
         predict_command(checkpoint, [tmp_path / "a.png"], tmp_path / "a.png", INFERENCE)
 
 
+def test_the_names_of_a_pictures_results_reach_the_disk_together(make_model, make_picture, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    files = [tmp_path / f"{index}.png" for index in range(3)]
+    for file in files:
+        Image.fromarray(make_picture(9, 9)).save(file)
+    seen: list[list[str]] = []
+    monkeypatch.setattr("setr_fast.engine.pipeline.stage_threads", lambda in_turns: 1)
+    monkeypatch.setattr("setr_fast.files.sync_folder", lambda folder: seen.append(sorted(os.listdir(folder))))
+    predict_files(make_model(), files, tmp_path / "out", INFERENCE)
+    assert [len(names) for names in seen] == [2, 4, 6]
+    assert seen[0] == ["0.png", "0_overlay.jpg"]
+
+
 def test_overlays_may_be_png_or_none(checkpoint, make_picture, tmp_path):
     Image.fromarray(make_picture(30, 30)).save(tmp_path / "a.png")
     for overlays, names in (("png", ["a.png", "a_overlay.png"]), ("none", ["a.png"])):
