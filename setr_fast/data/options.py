@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from setr_fast.data.formats.signatures import MAX_PIXELS
 from setr_fast.data.layouts.known import known_set
 from setr_fast.errors import ConfigError
 from setr_fast.fields import known_numbers
@@ -78,7 +79,7 @@ class DataConfig:
     workers: int | None = None
     """Processes that decode and augment, per trainer; the results do not depend on it. 0: the trainer itself does;
     none: 0 on a CPU, up to 8 with a GPU."""
-    max_pixels: int = 200_000_000
+    max_pixels: int = MAX_PIXELS
     """Largest picture that is decoded, in pixels."""
     builtin_train: int = 512
     """Built-in scenes to train on."""
