@@ -172,8 +172,8 @@ def test_eval_refuses_a_result_it_could_not_write_before_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
-    assert main(["eval", "--checkpoint", "gone", "--out", str(tmp_path / "new" / "m.json")]) == 2
-    assert "out: must be in a folder that can be written" in capsys.readouterr().err
+    assert main(["eval", "--checkpoint", "gone", "--out", str(tmp_path / "new" / "m.json")]) == 4
+    assert "out: must be where files can be written" in capsys.readouterr().err
 
 
 def test_comparing_two_results_needs_no_torch(tmp_path: Path) -> None:
