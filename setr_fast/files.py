@@ -26,6 +26,7 @@ UNWRITABLE = {
     errno.EEXIST,
     errno.ENOTDIR,
     errno.EFBIG,
+    errno.EBUSY,
 }
 """What the system says when a disk is full or a place cannot be written."""
 NO_FAULT_OF_OURS = UNWRITABLE - {errno.ENOENT} | {errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG}
@@ -79,6 +80,7 @@ def place_for_file(path: Path, what: str) -> None:
     try:
         if path.is_dir():
             raise ConfigError(f"{what}: must be a file, got the folder {path}; name a file in it")
+        _refuse_devices(path)
     except OSError as error:  # a name that is too long
         raise cannot_write(what, path, error) from None
 
@@ -98,6 +100,7 @@ def system_error(error: BaseException) -> tuple[int, str]:
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Replace ``path`` by ``content``: temporary name in the same folder, fsync, rename."""
     path = Path(path)
+    _refuse_devices(path)
     data = content.encode() if isinstance(content, str) else content
     # A fixed short prefix: the target's own name may already be as long as a file name can be.
     handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
@@ -119,6 +122,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file's path that becomes ``path`` when the block ends without an error: for content that is
     too large to hold twice."""
     path = Path(path)
+    _refuse_devices(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     os.close(handle)
@@ -183,6 +187,12 @@ def can_be_made(path: Path) -> bool:
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _refuse_devices(path: Path) -> None:
+    """Refuse to put a file in a device's or a pipe's place: who may do anything would lose /dev/null."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{path}: must be a file, got a device or a pipe; name another")
 
 
 def _umask() -> int:

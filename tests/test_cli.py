@@ -90,7 +90,12 @@ def test_unknown_verb_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "--checkpoint", "gone", "--boundary-ratio", "0"], 2, "boundary_ratio: must be above 0"),
         (["eval", "--checkpoint", "gone", "--mae-class", "1"], 2, "mae_class: needs --metrics mae"),
         (["compare", "gone.json", "gone.json"], 3, "gone.json: result must be a file that can be read"),
-        (["compare", "gone.json", "gone.json", "--bootstrap", "5"], 2, "bootstrap: must be 0 or at least 100"),
+        (["train", "--nproc", "0"], 2, "nproc: must lie in 1..1024, got 0"),
+        (["train", "--data.workers", "100000"], 2, "data.workers: must lie in 0..1024"),
+        (["eval", "--checkpoint", "gone", "--scales", "1e300"], 2, "scales: must be positive numbers up to 64"),
+        (["eval", "--checkpoint", "gone", "--resize-short", "1000000000000"], 2, "resize_short: must be at most"),
+        (["compare", "gone.json", "gone.json", "--bootstrap", "1000000000"], 2, "and at most 1000000"),
+        (["compare", "gone.json", "gone.json", "--bootstrap", "5"], 2, "bootstrap: must be 0, or at least 100"),
         (["data", "check", "gone"], 3, "gone"),
         (["data", "check"], 2, "needs the folder"),
     ],
@@ -118,6 +123,18 @@ def test_a_value_that_is_missing_is_said_once(capsys: pytest.CaptureFixture[str]
     error = capsys.readouterr().err
     assert "Missing value for argument '--recipe'" in error
     assert "usage:" not in error
+
+
+@pytest.mark.parametrize("argv", [["consolidate", "run", "--out="], ["eval", "--checkpoint", ""], ["convert", "a", ""]])
+def test_an_empty_path_is_refused_and_not_taken_for_the_current_folder(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert "must be a path, got an empty one" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", ["train", "predict", "export"])

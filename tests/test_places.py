@@ -7,6 +7,7 @@ where the system lets nothing be written is the environment's: 4.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data" / "classes.csv").write_text("id,name,r,g,b\n0,a,0,0,0\n1,b,1,1,1\n2,c,2,2,2\n")
     Image.fromarray(np.dstack([pixels] * 3)).save(root / "a.png")
     (root / "a.json").write_text(json.dumps({"mIoU": 0.5, "aAcc": 0.5, "mAcc": 0.5, "IoU": {"a": 0.5}}))
-    (root / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    drawn = {"images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}]}
+    drawn |= {"categories": [{"id": 1, "name": "a"}], "annotations": []}
+    (root / "coco.json").write_text(json.dumps(drawn))
     return root
 
 
@@ -81,3 +84,21 @@ def test_a_name_of_the_wrong_kind_is_the_users(
         place.write_text("kept")
     _refused(_asked(verb, given, place), 2, capsys)
     assert place.is_dir() or place.read_text() == "kept"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_device_or_a_pipe_keeps_its_name(
+    verb: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file is put in the place of what was there, so that root would lose /dev/null."""
+    place = tmp_path / "out.pt2"
+    os.mkfifo(place)
+    _refused(_asked(verb, given, place), 2, capsys)
+    assert place.is_fifo()
+
+
+def test_channels_that_a_model_does_not_take_are_refused(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*_asked("predict", given, tmp_path / "out"), "--extra", str(given)]
+    _refused(argv, 2, capsys)

@@ -11,6 +11,8 @@ from setr_fast.data.layouts.known import known_set
 from setr_fast.errors import ConfigError
 from setr_fast.fields import known_numbers
 
+MOST_WORKERS = 1024  # processes of one trainer
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -123,8 +125,8 @@ class DataConfig:
             raise ConfigError(f"data: shard_mix must be 1 or more and shard_cache_gib positive, got {got}")
         if self.max_pixels < 1:
             raise ConfigError(f"data.max_pixels: must be 1 or more, got {self.max_pixels}")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise ConfigError(f"data.workers: must lie in 0..{MOST_WORKERS}, got {self.workers}")
         scenes = self.builtin_train, self.builtin_val
         if not 1 <= min(scenes) <= max(scenes) <= 10**7 or not 32 <= self.builtin_size <= 4096:
             raise ConfigError(

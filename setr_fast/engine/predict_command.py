@@ -31,7 +31,7 @@ from setr_fast.engine.progress import progress_bar
 from setr_fast.engine.sizes import parse_bytes
 from setr_fast.engine.video import Frame, Writer, frames, is_video, pixels_of, require_reader, writing
 from setr_fast.engine.waiting import frame_bytes, picture_bytes, waiting_room
-from setr_fast.errors import DataError
+from setr_fast.errors import ConfigError, DataError
 from setr_fast.files import atomic_file, atomic_folder, cannot_write, make_folder
 
 Palette = Sequence[tuple[int, int, int]]
@@ -67,6 +67,8 @@ def predict_command(
             require_reader(file.path)
     place = pick_device(device)
     model = load_checkpoint(checkpoint)[0].to(place)
+    if extra is not None and channels_of(model) <= 3:
+        raise ConfigError(f"extra: must come with a model of more than three channels, got {channels_of(model)}")
     make_folder(out, "out")
     predict_files(model, files, out, inference, extra, extra_range, overlays=overlays, max_pixels=max_pixels)
 
