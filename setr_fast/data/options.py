@@ -98,6 +98,8 @@ class DataConfig:
                     object.__setattr__(self, name, value)
         if self.num_classes is not None and not 2 <= self.num_classes <= 254:
             raise ConfigError(f"data.num_classes: must be 2..254, got {self.num_classes}")
+        if self.ignore_index is not None and not 0 <= self.ignore_index < 2**31:
+            raise ConfigError(f"data.ignore_index: must be an id that a mask may hold, got {self.ignore_index}")
         if not 3 <= self.channels <= 64:
             raise ConfigError(f"data.channels: must be 3..64, got {self.channels}")
         for name, values in (("extra_mean", self.extra_mean), ("extra_std", self.extra_std)):
@@ -120,6 +122,10 @@ class DataConfig:
             raise ConfigError("data.shards: must not be given together with data.root; leave one of them out")
         if self.val_shards is not None and self.shards is None:
             raise ConfigError("data.val_shards: must come with data.shards, the shards to train on")
+        of_shards = ("shard_picture", "shard_mask", "shard_mix", "shard_cache", "shard_cache_gib")
+        given = [name for name in of_shards if getattr(self, name) != getattr(type(self), name)]
+        if self.shards is None and given:
+            raise ConfigError(f"data.{given[0]}: must come with data.shards, got it alone; leave it out")
         if self.shard_mix < 1 or not self.shard_cache_gib > 0:
             got = f"{self.shard_mix} and {self.shard_cache_gib}"
             raise ConfigError(f"data: shard_mix must be 1 or more and shard_cache_gib positive, got {got}")
