@@ -39,7 +39,7 @@ class EvalArguments:
 
 def run(argv: list[str]) -> int:
     run = run_of(given(argv, "checkpoint"))
-    if recipe := given(argv, "recipe"):
+    if (recipe := given(argv, "recipe")) is not None:
         run = read_config(recipe_path(recipe), Config())
     default = EvalArguments(tyro.MISSING, run.data, run.inference, _metrics_of(run), split=run.data.val_split)
     a = parse(EvalArguments, argv, "eval", default=default)
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
         raise cannot_write("out", a.out)
     from setr_fast.engine.commands import eval_command
 
-    split = a.split if given(argv, "split") else a.data.val_split  # a known set may call it otherwise
+    split = a.split if given(argv, "split") is not None else a.data.val_split  # a known set may call it otherwise
     eval_command(a.checkpoint, a.data, a.inference, a.scoring, split=split, out=a.out, device=a.device)
     return EXIT_OK
 
