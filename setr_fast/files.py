@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from setr_fast.errors import BackendError, ConfigError
+
 TEMPORARY = ".setr_fast-"
 """How the names of unfinished files begin."""
 UNWRITABLE = {
@@ -24,10 +26,63 @@ UNWRITABLE = {
     errno.EEXIST,
     errno.ENOTDIR,
     errno.EFBIG,
+    errno.EBUSY,
 }
 """What the system says when a disk is full or a place cannot be written."""
 NO_FAULT_OF_OURS = UNWRITABLE - {errno.ENOENT} | {errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG}
 """What it says of disks, permissions, names and limits; a file that is not there may be a program's fault."""
+
+
+def cannot_write(what: str, place: Path, error: OSError | None = None) -> BackendError:
+    """Return the error for an option's place where the system lets us write nothing: the environment's, in every verb.
+
+    A name that no system would take there (a file for a folder, an ending) is the user's, a ConfigError.
+    """
+    why = f" ({os.strerror(error.errno)})" if error is not None and error.errno else ""
+    return BackendError(
+        f"{what}: must be where files can be written, got {place}{why}; see to the disk or the permissions, or name "
+        "another"
+    )
+
+
+def make_folder(path: Path, what: str) -> None:
+    """Make the folder that an option names, and those above it.
+
+    Raises: ConfigError if a file has that name; BackendError if it cannot be made.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{what}: must be a folder, got the file {path}; name another")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(what, path, error) from None
+
+
+def make_parents(path: Path, what: str) -> None:
+    """Make the folders above what an option names.
+
+    Raises: BackendError if they cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise cannot_write(what, path, NotADirectoryError(errno.ENOTDIR, "a file above it")) from None
+    except OSError as error:
+        raise cannot_write(what, path, error) from None
+
+
+def place_for_file(path: Path, what: str) -> None:
+    """Make the folders above the file that an option names, before long work.
+
+    Raises: ConfigError if it is a folder's name; BackendError if the folders cannot be made.
+    """
+    make_parents(path, what)
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{what}: must be a file, got the folder {path}; name a file in it")
+        _refuse_devices(path)
+    except OSError as error:  # a name that is too long
+        raise cannot_write(what, path, error) from None
 
 
 def system_error(error: BaseException) -> tuple[int, str]:
@@ -48,6 +103,7 @@ def atomic_write(path: Path, content: bytes | str, *, name_too: bool = True) -> 
     ``name_too``: false where another file of the folder is written next, which makes the names of both reach the disk.
     """
     path = Path(path)
+    _refuse_devices(path)
     data = content.encode() if isinstance(content, str) else content
     # A fixed short prefix: the target's own name may already be as long as a file name can be.
     handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
@@ -70,6 +126,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file's path that becomes ``path`` when the block ends without an error: for content that is
     too large to hold twice."""
     path = Path(path)
+    _refuse_devices(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     os.close(handle)
@@ -134,6 +191,12 @@ def can_be_made(path: Path) -> bool:
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _refuse_devices(path: Path) -> None:
+    """Refuse to put a file in a device's or a pipe's place: who may do anything would lose /dev/null."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{path}: must be a file, got a device or a pipe; name another")
 
 
 def _umask() -> int:

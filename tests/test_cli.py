@@ -90,7 +90,18 @@ def test_unknown_verb_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "--checkpoint", "gone", "--boundary-ratio", "0"], 2, "boundary_ratio: must be above 0"),
         (["eval", "--checkpoint", "gone", "--mae-class", "1"], 2, "mae_class: needs --metrics mae"),
         (["compare", "gone.json", "gone.json"], 3, "gone.json: result must be a file that can be read"),
-        (["compare", "gone.json", "gone.json", "--bootstrap", "5"], 2, "bootstrap: must be 0 or at least 100"),
+        (["train", "--recipe", ""], 2, "recipe: must be one of"),
+        (["eval", "--checkpoint", "gone", "--recipe="], 2, "recipe: must be one of"),
+        (["plan", "--batch", "1000000000000"], 2, "batch at most 1000000"),
+        (["bench", "to_bytes", "--seconds=-1"], 2, "seconds: must lie in 0..3600"),
+        (["export", "--checkpoint", "x", "--out", "x.pt2", "--sizes", "1000000000"], 2, "sizes: must lie in 0..10000"),
+        (["convert", "gone", "RUN", "--base", "gone"], 2, "--base must come with adapters"),
+        (["train", "--nproc", "0"], 2, "nproc: must lie in 1..1024, got 0"),
+        (["train", "--data.workers", "100000"], 2, "data.workers: must lie in 0..1024"),
+        (["eval", "--checkpoint", "gone", "--scales", "1e300"], 2, "scales: must be positive numbers up to 64"),
+        (["eval", "--checkpoint", "gone", "--resize-short", "1000000000000"], 2, "resize_short: must be at most"),
+        (["compare", "gone.json", "gone.json", "--bootstrap", "1000000000"], 2, "and at most 1000000"),
+        (["compare", "gone.json", "gone.json", "--bootstrap", "5"], 2, "bootstrap: must be 0, or at least 100"),
         (["data", "check", "gone"], 3, "gone"),
         (["data", "check"], 2, "needs the folder"),
     ],
@@ -118,6 +129,18 @@ def test_a_value_that_is_missing_is_said_once(capsys: pytest.CaptureFixture[str]
     error = capsys.readouterr().err
     assert "Missing value for argument '--recipe'" in error
     assert "usage:" not in error
+
+
+@pytest.mark.parametrize("argv", [["consolidate", "run", "--out="], ["eval", "--checkpoint", ""], ["convert", "a", ""]])
+def test_an_empty_path_is_refused_and_not_taken_for_the_current_folder(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert "must be a path, got an empty one" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", ["train", "predict", "export"])
@@ -172,8 +195,8 @@ def test_eval_refuses_a_result_it_could_not_write_before_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
-    assert main(["eval", "--checkpoint", "gone", "--out", str(tmp_path / "new" / "m.json")]) == 2
-    assert "out: must be in a folder that can be written" in capsys.readouterr().err
+    assert main(["eval", "--checkpoint", "gone", "--out", str(tmp_path / "new" / "m.json")]) == 4
+    assert "out: must be where files can be written" in capsys.readouterr().err
 
 
 def test_comparing_two_results_needs_no_torch(tmp_path: Path) -> None:

@@ -53,15 +53,14 @@ def save_adapters(model: SegmentationModel, folder: str | Path, base: str | Path
     ``base``: the file or folder that training started from; it is noted, after the model was rebuilt from it and found
     equal to the bit. None: only its hash is noted.
 
-    Raises: CheckpointError if the model has no adapters, or the base gives another encoder.
+    Raises: CheckpointError if the model has no adapters, or the base gives another encoder; ConfigError for a folder of
+        other files.
     """
     spec, target, state = model.spec, Path(folder), model.state_dict()
     if not spec.lora_rank:
         raise CheckpointError(f"{target}: model must have adapters, got none; train it with --model.lora-rank")
     if target.exists() and not (is_adapter_folder(target) or (target.is_dir() and not any(target.iterdir()))):
-        raise CheckpointError(
-            f"{target}: must be new, empty or a folder of adapters, got other files; choose another name"
-        )
+        raise ConfigError(f"{target}: must be new, empty or a folder of adapters, got other files; choose another name")
     learned = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if not _of_base(name)}
     digest = tensors_sha256({name: tensor for name, tensor in state.items() if _of_base(name)})
     if base is not None:

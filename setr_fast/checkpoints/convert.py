@@ -50,6 +50,8 @@ def convert(source: Path, result: Path, config: ConvertConfig) -> dict[str, Any]
     if target not in (NATIVE, ADAPTERS, *TARGETS):
         known = (NATIVE, ADAPTERS, "official", *(name for name in TARGETS if name != "setr"))
         raise ConfigError(f"convert: --to must be {', '.join(known)}, got {config.to}{nearest(config.to, known)}")
+    if config.base is not None and target != ADAPTERS and not is_adapter_folder(source):
+        raise ConfigError("convert: --base must come with adapters, in SRC or by --to adapters, got neither")
     source = source / ADAPTER_FILE if is_adapter_folder(source) else weights_file(source)
     if result.exists() and source.exists() and result.resolve() == source.resolve():
         raise ConfigError(f"convert: DST must be another place than SRC, got {result} for both")

@@ -19,10 +19,9 @@ from setr_fast.checkpoints.reading import most_bytes
 from setr_fast.checkpoints.safetensors_file import read_safetensors
 from setr_fast.checkpoints.torch_file import LEGACY_START, read_legacy, read_zip
 from setr_fast.errors import CheckpointError
-from setr_fast.models.store import CONFIG_FILE, FORMAT, WEIGHTS_FILE
+from setr_fast.models.store import CONFIG_FILE, FORMAT, WEIGHTS_FILE, model_folder
 
 Kind = Literal["torch", "paddle", "npz", "safetensors", "native"]
-BEST = "best"
 _SUFFIXES = (".pth", ".pt", ".pdparams", ".safetensors", ".ckpt", ".bin")
 _MAX_CONFIG = 1 << 20
 _MAX_NAME = 300
@@ -98,10 +97,8 @@ def weights_file(path: Path) -> Path:
 
 def _weights_file(path: Path) -> Path:
     if path.is_dir():
-        if _is_native(path):
-            return path
-        if _is_native(path / BEST):  # a run folder
-            return path / BEST
+        if (native := model_folder(path)) is not None and _is_native(native):
+            return native
         found = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file())
         found = found or sorted(p for p in path.iterdir() if p.suffix == ".npz" and p.is_file())
         if len(found) != 1:

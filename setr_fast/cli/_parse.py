@@ -36,13 +36,40 @@ def parse(kind: type[T], argv: Sequence[str], verb: str, default: T | None = Non
     try:
         with _light_type_check(), _flowing_texts(), redirect_stderr(told):
             if default is None:
-                return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}")
-            return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}", default=default)
+                return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}", registry=_paths())
+            return tyro.cli(kind, args=expanded, prog=f"setr-fast {verb}", default=default, registry=_paths())
     except SystemExit as stop:
         if (ours := _refusal(stop)) is not None:
             raise ours from None
         sys.stderr.write(told.getvalue())
         raise
+
+
+def _paths() -> tyro.constructors.ConstructorRegistry:
+    """Have tyro refuse empty paths: Python would take them for the current folder, and a shell makes them of a
+    variable that is not set."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    def read(texts: list[str]) -> Path:
+        if not texts[0]:
+            raise ValueError("must be a path, got an empty one")
+        return Path(texts[0])
+
+    @registry.primitive_rule
+    def path_rule(
+        asked: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+        if asked.type is not Path:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda path: [str(path)],
+        )
+
+    return registry
 
 
 def _refusal(stop: SystemExit) -> ConfigError | None:

@@ -34,6 +34,8 @@ def run(argv: list[str]) -> int:
 
     if unknown := [name for name in a.ops if name not in OPS]:
         raise ConfigError(f"op: must be one of {', '.join(sorted(OPS))}, got {', '.join(unknown)}")
+    if not 0 <= a.seconds <= 3600:
+        raise ConfigError(f"seconds: must lie in 0..3600, got {a.seconds}")
     print(head(), flush=True)
     if a.adopt:
         return _adopt(a.ops or tuple(sorted(OPS)), a.seconds)

@@ -10,6 +10,7 @@ import tyro
 from setr_fast.cli._parse import parse
 from setr_fast.data.options import DataConfig
 from setr_fast.errors import EXIT_OK, EXIT_USAGE, ConfigError
+from setr_fast.files import make_folder
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,10 @@ def _coco(argv: list[str]) -> int:
     from setr_fast.data.prepare.coco import coco_jobs
     from setr_fast.data.prepare.steps import carry_out
 
+    jobs = list(coco_jobs(a.annotations, a.out))
+    make_folder(a.out, "out")
     with progress_bar("drawing") as show:
-        done = carry_out(coco_jobs(a.annotations, a.out), show)
+        done = carry_out(jobs, show)
     print(done)
     return EXIT_OK
 

@@ -13,8 +13,8 @@ from setr_fast.config import Config, read_config, recipe_path
 from setr_fast.data.layouts.known import known_set
 from setr_fast.data.options import DataConfig
 from setr_fast.engine.options import InferenceConfig
-from setr_fast.errors import EXIT_OK, ConfigError
-from setr_fast.files import can_be_made
+from setr_fast.errors import EXIT_OK
+from setr_fast.files import can_be_made, cannot_write
 from setr_fast.metrics.options import MetricsConfig
 
 
@@ -39,15 +39,15 @@ class EvalArguments:
 
 def run(argv: list[str]) -> int:
     run = run_of(given(argv, "checkpoint"))
-    if recipe := given(argv, "recipe"):
+    if (recipe := given(argv, "recipe")) is not None:
         run = read_config(recipe_path(recipe), Config())
     default = EvalArguments(tyro.MISSING, run.data, run.inference, _metrics_of(run), split=run.data.val_split)
     a = parse(EvalArguments, argv, "eval", default=default)
     if a.out is not None and not can_be_made(a.out):
-        raise ConfigError(f"out: must be in a folder that can be written, got {a.out}; name another")
+        raise cannot_write("out", a.out)
     from setr_fast.engine.commands import eval_command
 
-    split = a.split if given(argv, "split") else a.data.val_split  # a known set may call it otherwise
+    split = a.split if given(argv, "split") is not None else a.data.val_split  # a known set may call it otherwise
     eval_command(a.checkpoint, a.data, a.inference, a.scoring, split=split, out=a.out, device=a.device)
     return EXIT_OK
 

@@ -8,6 +8,8 @@ from typing import Literal
 from setr_fast.cli._parse import parse
 from setr_fast.errors import EXIT_ENVIRONMENT, EXIT_OK, ConfigError
 
+MOST_PICTURES = 10**6  # of one GPU
+
 
 @dataclass(frozen=True)
 class PlanArguments:
@@ -43,8 +45,11 @@ class PlanArguments:
 
 def run(argv: list[str]) -> int:
     a = parse(PlanArguments, argv, "plan")
-    if len(a.crop) > 2 or min(a.crop, default=0) < 1 or a.batch < 1:
-        raise ConfigError(f"plan: crop and batch must be positive, crop of one or two sides, got {a.crop}, {a.batch}")
+    if len(a.crop) > 2 or min(a.crop, default=0) < 1 or not 1 <= a.batch <= MOST_PICTURES:
+        raise ConfigError(
+            f"plan: crop and batch must be positive, crop of one or two sides, batch at most {MOST_PICTURES}, got "
+            f"{a.crop}, {a.batch}"
+        )
     from setr_fast.train.options import TrainConfig
     from setr_fast.train.plan_command import plan_command
 

@@ -37,7 +37,7 @@ def train_defaults(argv: list[str]) -> TrainArguments:
     """Lay recipe and file (or, on --resume, the run's own configuration) over the defaults."""
     base = Config()
     run_dir, config = given(argv, "run-dir"), given(argv, "config")
-    if recipe := given(argv, "recipe"):
+    if (recipe := given(argv, "recipe")) is not None:
         base = read_config(recipe_path(recipe), base)
     if config:
         base = read_config(Path(config), base)

@@ -11,7 +11,8 @@ import numpy as np
 from setr_fast.data.classes import ILLEGAL, ClassTable
 from setr_fast.data.faults import Fault, FaultError, some
 from setr_fast.data.formats import arrays, rows
-from setr_fast.data.formats.decode import MAX_PIXELS, Mask, load_colours, load_mask
+from setr_fast.data.formats.decode import Mask, load_colours, load_mask
+from setr_fast.data.formats.signatures import MAX_PIXELS
 from setr_fast.data.layouts.folder import Sample
 from setr_fast.data.layouts.known import known_set
 from setr_fast.data.options import DataConfig

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from setr_fast.data.formats.signatures import MAX_PIXELS
 from setr_fast.data.layouts.known import known_set
 from setr_fast.errors import ConfigError
 from setr_fast.fields import known_numbers
+
+MOST_WORKERS = 1024  # processes of one trainer
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class DataConfig:
     workers: int | None = None
     """Processes that decode and augment, per trainer; the results do not depend on it. 0: the trainer itself does;
     none: 0 on a CPU, up to 8 with a GPU."""
-    max_pixels: int = 200_000_000
+    max_pixels: int = MAX_PIXELS
     """Largest picture that is decoded, in pixels."""
     builtin_train: int = 512
     """Built-in scenes to train on."""
@@ -95,6 +98,8 @@ class DataConfig:
                     object.__setattr__(self, name, value)
         if self.num_classes is not None and not 2 <= self.num_classes <= 254:
             raise ConfigError(f"data.num_classes: must be 2..254, got {self.num_classes}")
+        if self.ignore_index is not None and not 0 <= self.ignore_index < 2**31:
+            raise ConfigError(f"data.ignore_index: must be an id that a mask may hold, got {self.ignore_index}")
         if not 3 <= self.channels <= 64:
             raise ConfigError(f"data.channels: must be 3..64, got {self.channels}")
         for name, values in (("extra_mean", self.extra_mean), ("extra_std", self.extra_std)):
@@ -117,13 +122,17 @@ class DataConfig:
             raise ConfigError("data.shards: must not be given together with data.root; leave one of them out")
         if self.val_shards is not None and self.shards is None:
             raise ConfigError("data.val_shards: must come with data.shards, the shards to train on")
+        of_shards = ("shard_picture", "shard_mask", "shard_mix", "shard_cache", "shard_cache_gib")
+        given = [name for name in of_shards if getattr(self, name) != getattr(type(self), name)]
+        if self.shards is None and given:
+            raise ConfigError(f"data.{given[0]}: must come with data.shards, got it alone; leave it out")
         if self.shard_mix < 1 or not self.shard_cache_gib > 0:
             got = f"{self.shard_mix} and {self.shard_cache_gib}"
             raise ConfigError(f"data: shard_mix must be 1 or more and shard_cache_gib positive, got {got}")
         if self.max_pixels < 1:
             raise ConfigError(f"data.max_pixels: must be 1 or more, got {self.max_pixels}")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"data.workers: must be 0 or more, got {self.workers}")
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise ConfigError(f"data.workers: must lie in 0..{MOST_WORKERS}, got {self.workers}")
         scenes = self.builtin_train, self.builtin_val
         if not 1 <= min(scenes) <= max(scenes) <= 10**7 or not 32 <= self.builtin_size <= 4096:
             raise ConfigError(

@@ -9,7 +9,8 @@ import numpy as np
 
 from setr_fast.data.faults import Fault, FaultError
 from setr_fast.data.formats import arrays, rows
-from setr_fast.data.formats.decode import MAX_PIXELS, image_header, read_channels, read_image
+from setr_fast.data.formats.decode import image_header, read_channels, read_image
+from setr_fast.data.formats.signatures import MAX_PIXELS
 from setr_fast.data.layouts.folder import Sample
 from setr_fast.data.options import DataConfig
 

@@ -13,7 +13,15 @@ import numpy as np
 
 from setr_fast.errors import CheckpointError
 from setr_fast.models.model import SegmentationModel
-from setr_fast.models.store import ADAPTER_CONFIG, ADAPTER_FILE, CONFIG_FILE, WEIGHTS_FILE, load_model
+from setr_fast.models.store import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    is_complete,
+    load_model,
+    model_folder,
+)
 
 if TYPE_CHECKING:
     from setr_fast.data.source import Source
@@ -45,11 +53,9 @@ def checkpoint_folder(path: Path) -> Path:
     path = Path(path)
     if path.is_file() and path.name in (CONFIG_FILE, WEIGHTS_FILE):
         path = path.parent
-    if _complete(path):
-        return path
-    if _complete(path / "best"):
-        return path / "best"
-    saved = [file.parent for file in (path / "checkpoints").glob("**/" + WEIGHTS_FILE) if _complete(file.parent)]
+    if (found := model_folder(path)) is not None:
+        return found
+    saved = [file.parent for file in (path / "checkpoints").glob("**/" + WEIGHTS_FILE) if is_complete(file.parent)]
     if saved:
         return max(saved, key=lambda folder: (_numbers(folder.relative_to(path)), folder.stat().st_mtime))
     got = "a folder without them" if path.is_dir() else "a file" if path.exists() else "nothing"
@@ -105,10 +111,6 @@ def settings_sha256(settings: Any) -> str:
     if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key not in PLACES}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _complete(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
 
 def _numbers(path: Path) -> tuple[int, ...]:

@@ -16,12 +16,12 @@ from setr_fast.data.source import open_source
 from setr_fast.engine.checkpoints import load_checkpoint
 from setr_fast.engine.evaluator import check_classes, evaluate
 from setr_fast.engine.options import InferenceConfig
-from setr_fast.engine.places import make_folder, pick_device
+from setr_fast.engine.places import pick_device
 from setr_fast.engine.progress import progress_bar
 from setr_fast.engine.record import record
 from setr_fast.errors import ConfigError, DataError
 from setr_fast.fields import nearest
-from setr_fast.files import atomic_write
+from setr_fast.files import atomic_write, place_for_file
 from setr_fast.metrics.options import MetricsConfig
 from setr_fast.metrics.table import score_table
 from setr_fast.metrics.tally import Tally
@@ -47,9 +47,7 @@ def eval_command(
     """
     scoring = scoring or MetricsConfig()
     if out is not None:
-        make_folder(out.parent, "out")
-        if out.is_dir():
-            raise ConfigError(f"out: must be a file, got the folder {out}; name a file in it")
+        place_for_file(out, "out")
     place = pick_device(device)
     model, folder = load_checkpoint(checkpoint)
     model = model.to(place)

@@ -9,6 +9,10 @@ from setr_fast.engine.sizes import parse_bytes
 from setr_fast.errors import ConfigError
 from setr_fast.fields import coerce_fields
 
+MOST_SCALE = 64
+MOST_SIDE = 2**17
+"""Larger pictures than any that is decoded: a slip of the hand, which would never end."""
+
 
 @dataclass(frozen=True)
 class InferenceConfig:
@@ -59,8 +63,8 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         for name, value in coerce_fields(InferenceConfig, self, where="inference").items():
             object.__setattr__(self, name, value)
-        if not self.scales or min(self.scales) <= 0:
-            raise ConfigError(f"scales: must be positive numbers, got {self.scales}")
+        if not self.scales or not 0 < min(self.scales) <= max(self.scales) <= MOST_SCALE:
+            raise ConfigError(f"scales: must be positive numbers up to {MOST_SCALE}, got {self.scales}")
         parse_bytes(self.memory_budget)
         for name in ("crop", "stride"):
             value = getattr(self, name)
@@ -70,5 +74,8 @@ class InferenceConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be positive, got {value}")
+        for name in ("resize_short", "resize_long", "min_short"):
+            if (getattr(self, name) or 0) > MOST_SIDE:
+                raise ConfigError(f"{name}: must be at most {MOST_SIDE} pixels, got {getattr(self, name)}")
         if self.resize_long is not None and self.resize_short is None:
             raise ConfigError(f"resize_long: needs resize_short beside it, got {self.resize_long} alone")

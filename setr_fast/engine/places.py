@@ -1,8 +1,6 @@
-"""Where a command computes and where it writes, or one line why not."""
+"""Where a command computes, or one line why not."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 
@@ -30,11 +28,3 @@ def pick_device(name: str | None) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # what is compiled at its first call belongs to the current card
     return device
-
-
-def make_folder(path: Path, what: str) -> None:
-    """Make a folder, or raise ConfigError naming the option."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{what}: must be in a folder that can be written, got {path}: {error.strerror}") from None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import nn
 
 from setr_fast.data.faults import one_line
-from setr_fast.data.formats.decode import MAX_PIXELS
+from setr_fast.data.formats.signatures import MAX_PIXELS
 from setr_fast.data.layouts.folder import by_stem
 from setr_fast.data.layouts.lists import key_of, split_name
 from setr_fast.data.palette import default_palette
@@ -25,7 +25,7 @@ from setr_fast.engine.options import InferenceConfig
 from setr_fast.engine.outputs import output_stems
 from setr_fast.engine.overlay import index_png, overlay, overlay_file
 from setr_fast.engine.pipeline import Outcome, pipelined
-from setr_fast.engine.places import make_folder, pick_device
+from setr_fast.engine.places import pick_device
 from setr_fast.engine.predictor import channels_of, predict
 from setr_fast.engine.progress import progress_bar
 from setr_fast.engine.runner import device_of
@@ -34,7 +34,7 @@ from setr_fast.engine.turns import Turns, bring_near, turns_of
 from setr_fast.engine.video import Frame, Writer, frames, is_video, pixels_of, require_reader, writing
 from setr_fast.engine.waiting import frame_bytes, picture_bytes, waiting_room
 from setr_fast.errors import ConfigError, DataError
-from setr_fast.files import atomic_file, atomic_folder, atomic_write
+from setr_fast.files import atomic_file, atomic_folder, atomic_write, cannot_write, make_folder
 
 Palette = Sequence[tuple[int, int, int]]
 Overlay = Literal["png", "jpg", "none"]
@@ -69,6 +69,8 @@ def predict_command(
             require_reader(file.path)
     place = pick_device(device)
     model = load_checkpoint(checkpoint)[0].to(place)
+    if extra is not None and channels_of(model) <= 3:
+        raise ConfigError(f"extra: must come with a model of more than three channels, got {channels_of(model)}")
     make_folder(out, "out")
     predict_files(model, files, out, inference, extra, extra_range, overlays=overlays, max_pixels=max_pixels)
 
@@ -259,7 +261,7 @@ def _tell(item: Path, error: Exception | None, written: Path | None, out: Path) 
         print(f"predict: {one_line(str(error))}", file=sys.stderr, flush=True)
         return False
     if isinstance(error, OSError):  # the input's own trouble is a DataError: this is the output's
-        raise ConfigError(f"out: must be a folder that can be written, got {out}: {error.strerror}") from None
+        raise cannot_write("out", out, error) from None
     raise error
 
 

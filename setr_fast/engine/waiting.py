@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from setr_fast.data.formats.decode import MAX_PIXELS, image_header
+from setr_fast.data.formats.decode import image_header
+from setr_fast.data.formats.signatures import MAX_PIXELS
 from setr_fast.errors import DataError
 
 _ALONE = 256 * 2**20

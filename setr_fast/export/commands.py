@@ -24,7 +24,7 @@ from setr_fast.export.formats import ENDINGS, require, write
 from setr_fast.export.options import ExportConfig
 from setr_fast.export.program import constraints
 from setr_fast.export.project import MODEL
-from setr_fast.files import atomic_file, atomic_folder, atomic_write
+from setr_fast.files import atomic_file, atomic_folder, atomic_write, make_parents
 from setr_fast.models.model import SegmentationModel
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -128,10 +128,7 @@ def _check_target(out: Path, config: ExportConfig) -> None:
         raise ConfigError(f"out: must be a new {'folder' if folder else 'file'}, got the folder {out}; name another")
     if folder and out.exists() and not out.is_dir():
         raise ConfigError(f"out: must be a folder for cpp, got the file {out}; name another")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: must be in a folder that can be written, got {out}: {error.strerror}") from None
+    make_parents(out, "out")
 
 
 @contextmanager

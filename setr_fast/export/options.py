@@ -8,6 +8,8 @@ from typing import Literal
 from setr_fast.errors import ConfigError
 from setr_fast.fields import coerce_fields
 
+MOST_SIZES = 10_000
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -30,7 +32,8 @@ class ExportConfig:
             object.__setattr__(self, name, value)
         if self.format == "onnx" and self.kernels == "own":
             raise ConfigError("kernels: must be portable for onnx, got own; ONNX runtimes do not know our ops")
-        if self.sizes < 0 or not 0.0 <= self.least_agreement <= 1.0:
+        if not 0 <= self.sizes <= MOST_SIZES or not 0.0 <= self.least_agreement <= 1.0:
             raise ConfigError(
-                f"sizes: must be 0 or more and least_agreement in [0, 1], got {self.sizes} and {self.least_agreement}"
+                f"sizes: must lie in 0..{MOST_SIZES} and least_agreement in [0, 1], got {self.sizes} and "
+                f"{self.least_agreement}"
             )

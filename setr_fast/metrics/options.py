@@ -14,7 +14,17 @@ Extra = Literal["boundary", "mae", "volumes"]
 RESAMPLES = 1000
 LEAST_RESAMPLES = 100
 """Of fewer, the 2.5 and 97.5 percent quantiles are two or three draws."""
+MOST_RESAMPLES = 10**6
 LEVEL = 0.95
+
+
+def check_resamples(count: int) -> None:
+    """Raise ConfigError for a number of resamples that gives no interval, or not in anybody's lifetime."""
+    if count != 0 and not LEAST_RESAMPLES <= count <= MOST_RESAMPLES:
+        raise ConfigError(
+            f"bootstrap: must be 0, or at least {LEAST_RESAMPLES} to have tails and at most {MOST_RESAMPLES}, "
+            f"got {count}"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,8 @@ class MetricsConfig:
         object.__setattr__(self, "metrics", tuple(sorted(set(self.metrics))))
         if not 0 < self.boundary_ratio <= 1:
             raise ConfigError(f"boundary_ratio: must be above 0 and at most 1, got {self.boundary_ratio}")
-        for name in ("bootstrap", "bootstrap_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must be 0 or more, got {getattr(self, name)}")
-        if 0 < self.bootstrap < LEAST_RESAMPLES:
-            raise ConfigError(f"bootstrap: must be 0 or at least {LEAST_RESAMPLES} to have tails, got {self.bootstrap}")
+        if self.bootstrap_seed < 0:
+            raise ConfigError(f"bootstrap_seed: must be 0 or more, got {self.bootstrap_seed}")
+        check_resamples(self.bootstrap)
         if self.mae_class is not None and "mae" not in self.metrics:
             raise ConfigError(f"mae_class: needs --metrics mae beside it, got {self.mae_class!r} alone")

@@ -25,6 +25,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"  # of checkpoints/adapters.py
 FORMAT = "setr_fast"
+BEST = "best"
+"""Folder of a run's best model."""
 VERSION = 1
 _MAX_CONFIG_BYTES = 1 << 20
 _READ_BYTES = 16 << 20
@@ -33,19 +35,31 @@ _NAMED = 5  # keys that one message names
 _VARIANCES = ("running_var", "_variance")  # of batch norms, as PyTorch and Paddle call them
 
 
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder has both files of a model; what they hold is seen when they are read."""
+    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
+
+
+def model_folder(path: Path) -> Path | None:
+    """Return the model folder that a path means: the folder itself, or of a run folder its best; None if neither."""
+    return next((folder for folder in (path, path / BEST) if is_complete(folder)), None)
+
+
 def save_model(
     model: SegmentationModel, folder: str | Path, extra_files: Mapping[str, str | bytes] | None = None
 ) -> None:
     """Write a model folder; a crash leaves the old folder or the new one, never a mixture.
 
     ``extra_files`` (name to content) are written beside the weights.
+
+    Raises: ConfigError for a file, and for a folder of other files.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target}: must be a folder, got a file; choose another name")
+        raise ConfigError(f"{target}: must be a folder, got a file; choose another name")
     if target.is_dir() and any(target.iterdir()) and not (target / CONFIG_FILE).is_file():
         # The folder is replaced as a whole: never at the price of files that are not ours.
-        raise CheckpointError(f"{target}: must be new, empty or a model folder, got other files; choose another name")
+        raise ConfigError(f"{target}: must be new, empty or a model folder, got other files; choose another name")
     with atomic_folder(target) as temporary:
         write_model(model, temporary)
         for name, content in (extra_files or {}).items():

@@ -32,6 +32,8 @@ def run_folder(config: Config, *, restarted: bool = False) -> Path:
     run_dir = config.run_dir or _default_run_dir(config)
     if not (config.resume or restarted) and (run_dir / "config.toml").exists():
         raise ConfigError(f"run_dir: {run_dir} already holds a run; give --resume or another --run-dir")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"run_dir: must be a folder, got the file {run_dir}; name another")
     return run_dir
 
 

@@ -18,7 +18,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from setr_fast.config import Config
 from setr_fast.data.checks.check import verify
-from setr_fast.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_OK, EXIT_RESUME, BackendError
+from setr_fast.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_OK, EXIT_RESUME, BackendError, ConfigError
 from setr_fast.train import checkpoint
 from setr_fast.train.folder import RunFolder, locked, resume_point, run_folder, writing
 from setr_fast.train.loop import train
@@ -28,6 +28,7 @@ from setr_fast.train.slurm import ranks_of_slurm
 
 RESTARTS = "SETR_FAST_RESTARTS"
 """Set for processes that take the place of lost ones: how often that has happened."""
+MOST_PROCESSES = 1024  # of one machine
 
 logger = logging.getLogger("setr_fast")
 
@@ -36,6 +37,8 @@ def run(config: Config, argv: list[str]) -> int:
     """Train as configured and return the exit code; start one process per GPU first where that was not done yet."""
     if "RANK" not in os.environ:
         os.environ.update(ranks_of_slurm(os.environ))
+    if config.nproc is not None and not 1 <= config.nproc <= MOST_PROCESSES:
+        raise ConfigError(f"nproc: must lie in 1..{MOST_PROCESSES}, got {config.nproc}")
     processes = config.nproc or max(1, torch.cuda.device_count())
     if "RANK" not in os.environ and processes > 1:
         return _run_processes(processes, config, argv)

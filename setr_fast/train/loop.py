@@ -21,7 +21,7 @@ from setr_fast.engine.gallery import write_gallery
 from setr_fast.engine.options import InferenceConfig
 from setr_fast.files import atomic_folder
 from setr_fast.models.model import SegmentationModel
-from setr_fast.models.store import write_model
+from setr_fast.models.store import BEST, write_model
 from setr_fast.train import checkpoint
 from setr_fast.train.average import Average
 from setr_fast.train.devices import peak_flops
@@ -130,7 +130,7 @@ def train(run: Training, ranks: Ranks, *, resume_from: Path | None) -> dict[str,
         saver.finish()
     finally:
         saver.close()
-    return scores | {"best_mIoU": state.best_miou, "checkpoint": str(run.run_dir / "best")}
+    return scores | {"best_mIoU": state.best_miou, "checkpoint": str(run.run_dir / BEST)}
 
 
 def _opening(run: Training, ranks: Ranks, step: int) -> str:
@@ -214,7 +214,7 @@ def _validate(run: Training, state: _State, ranks: Ranks, reporter: Reporter) ->
 
 
 def _save_best(run: Training, scores: dict[str, Any], step: int) -> None:
-    with atomic_folder(run.run_dir / "best") as folder:
+    with atomic_folder(run.run_dir / BEST) as folder:
         write_model(run.plain, folder)
         (folder / "scores.json").write_text(json.dumps({"step": step, **scores}, indent=2))
     write_gallery(run.plain, run.val_source, run.inference, run.run_dir / "overlays", count=run.config.overlays)

@@ -9,6 +9,8 @@ from setr_fast.errors import ConfigError
 from setr_fast.fields import known_numbers
 
 LONGEST_WAIT_S = 30 * 24 * 3600
+LARGEST = 1e6
+"""Of rates and factors: beyond it lies no training, and their products leave float32."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class OptimConfig:
             raise ConfigError(
                 f"optim: lr and head_lr_multiplier must be positive, got {self.lr}, {self.head_lr_multiplier}"
             )
+        for name in ("lr", "head_lr_multiplier", "weight_decay", "power"):
+            if getattr(self, name) > LARGEST:
+                raise ConfigError(f"optim.{name}: must be at most {LARGEST:g}, got {getattr(self, name)}")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optim.layer_decay: must lie in (0, 1], got {self.layer_decay}")
         if self.min_lr > self.lr:

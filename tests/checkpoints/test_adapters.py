@@ -18,7 +18,7 @@ from setr_fast.checkpoints.adapters import save_adapters
 from setr_fast.checkpoints.transfer import start_from
 from setr_fast.cli import main
 from setr_fast.engine.checkpoints import load_checkpoint, weights_sha256
-from setr_fast.errors import CheckpointError
+from setr_fast.errors import CheckpointError, ConfigError
 from setr_fast.models.model import SegmentationModel, create_model
 from tests.checkpoints.random_models import foreign_tensors, write_file
 
@@ -169,7 +169,7 @@ def test_other_files_are_never_replaced_and_plain_models_have_nothing_to_save(ba
     with pytest.raises(CheckpointError, match=r"must have adapters, got none; train it with --model\.lora-rank"):
         save_adapters(_base(), tmp_path / "adapters")
     shutil.copytree(base, tmp_path / "mine")
-    with pytest.raises(CheckpointError, match="must be new, empty or a folder of adapters"):
+    with pytest.raises(ConfigError, match="must be new, empty or a folder of adapters"):
         save_adapters(_trained(base), tmp_path / "mine", base)
     assert (tmp_path / "mine" / "model.safetensors").is_file()
 

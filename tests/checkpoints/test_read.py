@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from setr_fast.checkpoints.read import read_checkpoint
+from setr_fast.engine.checkpoints import checkpoint_folder
 from setr_fast.errors import CheckpointError
 
 
@@ -229,6 +230,7 @@ def test_a_model_folder_is_native_by_its_files_and_by_its_run(tmp_path: Path) ->
     for path in (tmp_path / "run" / "best", tmp_path / "run" / "best" / "model.safetensors", tmp_path / "run"):
         source = read_checkpoint(path)
         assert (source.kind, source.path) == ("native", tmp_path / "run" / "best")
+        assert checkpoint_folder(path) == tmp_path / "run" / "best", "eval and predict mean the same"
         assert source.meta["config"] == json.loads((tmp_path / "run/best/config.json").read_text())
         assert source.tensors.keys() == model.state_dict().keys()
 

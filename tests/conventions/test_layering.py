@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "verdict": {"errors", "measure", "ops"},
     "adopt": {"measure", "ops", "verdict"},
     "shapes": set(),
-    "files": set(),
+    "files": {"errors"},
     "fields": {"errors"},
     "ops": BASE | {"ops"},
     "nn": BASE | {"ops", "nn"},

@@ -220,6 +220,9 @@ def test_missing_files_folders_links_and_pipes_are_named(tmp_path: Path) -> None
     refused(tmp_path, "a folder")
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     refused(tmp_path / "link.png", "a link to a file that is not there")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    refused(tmp_path / "circle.png", "links that lead in a circle")
+    refused(tmp_path / ("n" * 300), "must be readable, got 'File name too long'")
     os.mkfifo(tmp_path / "pipe.png")
     refused(tmp_path / "pipe.png", "a pipe")
 

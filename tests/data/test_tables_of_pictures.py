@@ -14,7 +14,7 @@ from PIL import Image
 from setr_fast.data.checks.check import check_folder
 from setr_fast.data.options import DataConfig
 from setr_fast.data.source import open_source
-from setr_fast.errors import DataError
+from setr_fast.errors import ConfigError, DataError
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -121,6 +121,15 @@ def test_check_finds_what_is_wrong_in_a_row(tmp_path: Path) -> None:
     assert "complete" in found["train.parquet#1"]
     assert "row 2: column 'label' must hold the bytes of a picture file" in found["train.parquet"]
     assert [facts.pairs for facts in report.splits] == [3, 1]
+
+
+def test_a_column_is_asked_of_a_table_alone(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        (tmp_path / "train" / kind / "a.png").write_bytes(png(mask(0)))
+    assert len(open_source(DataConfig(root=tmp_path, num_classes=3), "train")) == 1
+    with pytest.raises(ConfigError, match="label_column must name columns of a table, got none"):
+        open_source(DataConfig(root=tmp_path, num_classes=3, label_column="mask"), "train")
 
 
 def test_damaged_table_is_named(tmp_path: Path) -> None:

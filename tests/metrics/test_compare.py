@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from setr_fast.errors import ConfigError, DataError
+from setr_fast.errors import BackendError, ConfigError, DataError
 from setr_fast.metrics import Tally
 from setr_fast.metrics.bootstrap import draws
 from setr_fast.metrics.commands import compare_command
@@ -211,7 +211,8 @@ def test_wrong_options_are_usage_errors(write, tmp_path):
     a = write("a.json", result(0.6))
     with pytest.raises(ConfigError, match="at least 100"):
         compare_command(a, a, resamples=3)
-    with pytest.raises(ConfigError, match="out: must be a file"):
+    (tmp_path / "no").touch()
+    with pytest.raises(BackendError, match="out: must be where files can be written"):
         compare_command(a, a, out=tmp_path / "no" / "c.json")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from setr_fast.errors import CheckpointError
+from setr_fast.errors import CheckpointError, ConfigError
 from setr_fast.models.model import SegmentationModel, create_model
 from setr_fast.models.store import load_model, save_model
 
@@ -73,10 +73,10 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path: Path) -> None:
 def test_a_folder_of_other_files_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="got other files"):
+    with pytest.raises(ConfigError, match="got other files"):
         small().save(tmp_path / "photos")
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="must be a folder, got a file"):
+    with pytest.raises(ConfigError, match="must be a folder, got a file"):
         small().save(tmp_path / "file")
     assert (tmp_path / "photos" / "holiday.jpg").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -71,15 +72,22 @@ BOUNDS = dict.fromkeys(HEADS, 0.10) | {"segmenter_mask_vit_s16": 0.16}  # docs/t
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("options", MODES)
 def test_memory_is_near_what_is_measured(name: str, options: dict[str, object]) -> None:
-    """What the steps add; ``test_plan_of_runs`` compares runs as a whole."""
+    """What the steps add; ``test_plan_of_runs`` compares runs as a whole.
+
+    Where large tensors find a gap in the heap depends on addresses, which the system draws anew for each process: the
+    same steps add up to a tenth more or less. So the middle of three counts.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MEASURE, name, json.dumps(options)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    measured = []
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        measured.append(int(done.stdout))
     config = TrainConfig(precision="fp32", **options)  # type: ignore[arg-type]
     predicted = plan.make_plan(model_spec(name, 19, 256), config, ALONE, CPU)
     grown = predicted.bytes - predicted.parts["process"] - predicted.parts["checkpoint"]
-    assert grown == pytest.approx(int(done.stdout), rel=BOUNDS[name]), predicted.parts
+    assert grown == pytest.approx(statistics.median(measured), rel=BOUNDS[name]), (measured, predicted.parts)
 
 
 def test_a_plan_for_a_cpu_counts_the_process_and_the_copies_that_are_saved() -> None:
@@ -90,12 +98,14 @@ def test_a_plan_for_a_cpu_counts_the_process_and_the_copies_that_are_saved() -> 
         here = int(STATUS.read_text().split("VmRSS:")[1].split()[0]) * 1024
         assert parts["process"] < here - ballast.nbytes // 2, "what this process holds is not the training's"
     weights = parts["optimiser"] // 2
-    assert parts["checkpoint"] == 3 * weights, "weights and AdamW's two"
+    assert parts["checkpoint"] == 3 * weights + plan.SAVING, "weights and AdamW's two"
     averaged = plan.make_plan(spec, TrainConfig(), replace(ALONE, averaged=True), CPU).parts
-    assert averaged["checkpoint"] == 4 * weights
+    assert averaged["checkpoint"] == 4 * weights + plan.SAVING
     assert averaged["validated"] == weights, "the averages are validated in a model of their own"
     assert parts["validated"] == 0
-    assert plan.make_plan(spec, TrainConfig(), replace(ALONE, adam=False), CPU).parts["checkpoint"] == 2 * weights
+    assert plan.make_plan(spec, TrainConfig(), replace(ALONE, adam=False), CPU).parts["checkpoint"] == (
+        2 * weights + plan.SAVING
+    )
     assert 2**27 < parts["process"] < 2**33, "torch alone takes a few hundred megabytes"
     assert "process" not in plan.make_plan(spec, TrainConfig(), ALONE, DEVICES[0]).parts
 

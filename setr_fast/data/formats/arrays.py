@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from setr_fast.data.faults import Fault, FaultError, one_line
-from setr_fast.data.formats.decode import MAX_PIXELS
+from setr_fast.data.formats.signatures import MAX_PIXELS
 from setr_fast.errors import BackendError
 
 VOLUME_SUFFIXES = (".npz", ".h5")

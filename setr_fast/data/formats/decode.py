@@ -12,7 +12,9 @@ byte of a PNG has a checksum; a JPEG has none). Bytes after the end of a picture
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import stat
 import threading
 import warnings
@@ -37,6 +39,7 @@ from PIL import (
 from setr_fast.data.faults import Fault, FaultError, one_line
 from setr_fast.data.formats.signatures import (
     HEAD_BYTES,
+    MAX_PIXELS,
     PngHeader,
     Unusable,
     exif_orientation,
@@ -44,8 +47,6 @@ from setr_fast.data.formats.signatures import (
     sniff,
     webp_size,
 )
-
-MAX_PIXELS = 200_000_000
 
 _INDEX_MODES = {"P", "L", "1", "I", "I;16", "I;16L", "I;16B"}
 _CONVERTED = {"PA": "RGBA", "RGBa": "RGBA", "La": "LA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
@@ -294,6 +295,12 @@ def _opened(
     except MemoryError:
         raise refused("must fit into memory, got too large a picture", "cut it into tiles") from None
     except Exception as error:  # readers of foreign bytes raise nearly anything
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise refused("must exist, got links that lead in a circle", "set the link anew") from None
+        if isinstance(error, OSError) and error.errno:
+            raise refused(
+                f"must be readable, got '{os.strerror(error.errno)}'", "see to the disk or the path"
+            ) from None
         reason = one_line(str(error)) or type(error).__name__
         raise refused(
             f"must be a complete, undamaged picture, got '{reason}'", "copy or download the file again"

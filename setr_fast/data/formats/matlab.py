@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.formats.decode import MAX_PIXELS
+from setr_fast.data.formats.signatures import MAX_PIXELS
 
 _MATRIX, _COMPRESSED = 14, 15
 _TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}

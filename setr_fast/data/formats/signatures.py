@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 HEAD_BYTES = 512
 """How much of a file is looked at to tell what it is."""
+MAX_PIXELS = 200_000_000
+"""Pixels of the largest picture that is decoded, unless an option says otherwise."""
 
 _AGAIN = "copy or download the file again"
 _SAVE = "save it as PNG or JPEG"

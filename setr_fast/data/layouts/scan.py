@@ -13,6 +13,7 @@ from setr_fast.data.layouts.lists import key_of, split_name
 from setr_fast.data.layouts.patterns import scan_files, serves
 from setr_fast.data.layouts.splits import find_splits, has_masks
 from setr_fast.data.options import DataConfig
+from setr_fast.errors import ConfigError
 
 
 def data_root(config: DataConfig) -> Path:
@@ -34,6 +35,8 @@ def scan(config: DataConfig, split: str, flag: str = "") -> Scan:
         return Scan(faults=[_missing(config, split)])
     if tables := rows.table_files(root, split):
         return _rows(config, tables)
+    if config.image_column is not None or config.label_column is not None:
+        raise ConfigError(f"data: image_column and label_column must name columns of a table, got none in {root}")
     if (lines := metadata.metadata_file(root, split)) is not None:
         return metadata.scan_metadata(lines, root)
     plain = config.channels != 3 and config.extra is None

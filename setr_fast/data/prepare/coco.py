@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from setr_fast.data.faults import Fault, FaultError
-from setr_fast.data.formats.decode import MAX_PIXELS
+from setr_fast.data.formats.signatures import MAX_PIXELS
 from setr_fast.data.layouts.lists import leads_outside, split_name
 from setr_fast.data.prepare.steps import Job, index_png
 
