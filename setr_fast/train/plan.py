@@ -16,10 +16,9 @@ from setr_fast.train.memory import Profile, profile_step
 from setr_fast.train.options import TrainConfig
 from setr_fast.train.process import resident_of_a_trainer
 
-# What a run on a CPU holds beside tensors and a small step's process. Of its steps: packed weights, work areas, small
-# blocks between large ones (fitted, docs/training.md has the runs). Of what lies between steps: validation and saving.
-LIBRARIES = 45 * 2**20
-SAVING = 20 * 2**20
+# What a run on a CPU holds beside tensors and a small step's process: validation and saving (20 MiB), packed weights,
+# work areas, small blocks between large ones (the rest; fitted, docs/training.md has the runs).
+LIBRARIES = 65 * 2**20
 SPARE = 0.08  # part of the memory that the allocator, the libraries and the display keep for themselves
 
 
@@ -94,7 +93,7 @@ def make_plan(spec: ModelSpec, config: TrainConfig, layout: Layout, device: Devi
         models = 2 if parts["validated"] else 1
         grown = extent(own.blocks, [4 * size for size in each] * models, [4 * size for size in each] * copies)
         parts["allocator"] = LIBRARIES + max(0, grown - sum(parts.values()))
-        parts["checkpoint"] = wide * (1 + copies) + SAVING  # copied before they are written
+        parts["checkpoint"] = wide * (1 + copies)  # copied before they are written
         parts["process"] = resident_of_a_trainer()
     else:  # the optimiser's step over many tensors at once makes a copy of the gradients' size
         parts["gradients"] = max(parts["gradients"], 2 * wide - busy)

@@ -97,14 +97,12 @@ def test_a_plan_for_a_cpu_counts_the_process_and_the_copies_that_are_saved() -> 
         here = int(STATUS.read_text().split("VmRSS:")[1].split()[0]) * 1024
         assert parts["process"] < here - ballast.nbytes // 2, "what this process holds is not the training's"
     weights = parts["optimiser"] // 2
-    assert parts["checkpoint"] == 3 * weights + plan.SAVING, "weights and AdamW's two"
+    assert parts["checkpoint"] == 3 * weights, "weights and AdamW's two"
     averaged = plan.make_plan(spec, TrainConfig(), replace(ALONE, averaged=True), CPU).parts
-    assert averaged["checkpoint"] == 4 * weights + plan.SAVING
+    assert averaged["checkpoint"] == 4 * weights
     assert averaged["validated"] == weights, "the averages are validated in a model of their own"
     assert parts["validated"] == 0
-    assert plan.make_plan(spec, TrainConfig(), replace(ALONE, adam=False), CPU).parts["checkpoint"] == (
-        2 * weights + plan.SAVING
-    )
+    assert plan.make_plan(spec, TrainConfig(), replace(ALONE, adam=False), CPU).parts["checkpoint"] == 2 * weights
     assert 2**27 < parts["process"] < 2**33, "torch alone takes a few hundred megabytes"
     assert "process" not in plan.make_plan(spec, TrainConfig(), ALONE, DEVICES[0]).parts
 
