@@ -9,8 +9,8 @@ from setr_fast.errors import ConfigError
 from setr_fast.fields import known_numbers
 
 LONGEST_WAIT_S = 30 * 24 * 3600
-LARGEST = 1e6
-"""Of rates and factors: beyond it lies no training, and their products leave float32."""
+LARGEST = 1e12
+"""Of rates and factors: beyond it lies no training, and products of three leave float32."""
 
 
 @dataclass(frozen=True)

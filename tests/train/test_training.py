@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_samples_names(tiny: Make) -> N
     with pytest.raises(DivergedError, match=r"loss is nan on .*; the newest checkpoint is untouched"):
         run(
             replace(
-                config, optim=replace(config.optim, lr=1e30, warmup_steps=0), train=replace(config.train, clip_norm=0.0)
+                config, optim=replace(config.optim, lr=1e12, warmup_steps=0), train=replace(config.train, clip_norm=0.0)
             ),
             [],
         )
