@@ -52,8 +52,12 @@ TORCH = {
     *(Global(core, "scalar") for core in _CORES),
     *(Global("numpy.dtypes", f"{kind}DType") for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
     Global("argparse", "Namespace"),
-    Global("pathlib", "PosixPath"),
-    Global("pathlib", "WindowsPath"),
+    *(
+        Global(module, f"{pure}{kind}Path")
+        for module in ("pathlib", "pathlib._local")  # the second is Python 3.13's name for it
+        for pure in ("", "Pure")
+        for kind in ("Posix", "Windows")
+    ),
     Global("mmengine.logging.history_buffer", "HistoryBuffer"),
 }
 Storages = Callable[[Any, int, torch.dtype], Tensor]

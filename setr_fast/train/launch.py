@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import uuid
 from collections.abc import Iterator
@@ -90,6 +91,8 @@ def _run_processes(processes: int, config: Config, argv: list[str]) -> int:
     verify(config.data, splits_of(config), level=config.data.check)
     os.environ[VERIFIED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if loopback := [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])  # else gloo looks up this host's name
     folder = [] if config.run_dir else ["--run-dir", str(run_dir)]  # one name for all ranks
     arguments = ["-m", "setr_fast.train", *_without_nproc(argv), *folder]
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)  # it announces every signal it passes on
@@ -112,6 +115,7 @@ def _launch_once(processes: int, arguments: list[str]) -> int:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # not this host's name, which need not lead anywhere: all ranks are here
         max_restarts=0,
         monitor_interval=0.2,
         metrics_cfg={},

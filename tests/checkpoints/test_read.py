@@ -99,14 +99,20 @@ def test_what_a_training_loop_leaves_beside_the_weights_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """mmengine's checkpoints hold objects of its own class, which torch.load(weights_only=True) refuses."""
-    module = types.ModuleType("mmengine.logging.history_buffer")
-    history = type("HistoryBuffer", (), {"__module__": module.__name__})
-    module.HistoryBuffer = history  # type: ignore[attr-defined]
+
+    def made(module_name: str, class_name: str) -> Any:
+        """Return an object of a class that is not here when the file is read."""
+        module = types.ModuleType(module_name)
+        found = type(class_name, (), {"__module__": module_name})
+        setattr(module, class_name, found)
+        monkeypatch.setitem(sys.modules, module_name, module)
+        return found()
+
     for name in ("mmengine", "mmengine.logging"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    log = history()
-    log.values = np.arange(5.0)  # type: ignore[attr-defined]
+    log = made("mmengine.logging.history_buffer", "HistoryBuffer")
+    log.values = np.arange(5.0)
+    elsewhere = made("pathlib._local", "PosixPath")  # as Python 3.13 writes a path
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2)).sum().backward()
@@ -115,7 +121,7 @@ def test_what_a_training_loop_leaves_beside_the_weights_is_no_obstacle(
         "state_dict": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "message_hub": {"log_scalars": OrderedDict(loss=log), "best": np.float64(0.5)},
-        "args": argparse.Namespace(lr=0.1, out=Path("x")),
+        "args": argparse.Namespace(lr=0.1, out=Path("x"), data=elsewhere),
         "meta": {"cfg": "model = dict()", "dataset_meta": {"classes": ["a", "b"]}, "seen": {1, 2}},
         "n_cls": 2,
     }

@@ -195,7 +195,7 @@ def test_refusals_name_the_remedy(make_small, tmp_path, monkeypatch):
             export_command(tmp_path / "model", tmp_path / name, config)
     with pytest.raises(ConfigError, match="must be portable for onnx"):
         ExportConfig(format="onnx", kernels="own")
-    with pytest.raises(ConfigError, match="sizes: must lie in 0..10000"):
+    with pytest.raises(ConfigError, match=r"sizes: must lie in 0\.\.10000"):
         ExportConfig(sizes=-1)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
