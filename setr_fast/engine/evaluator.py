@@ -145,10 +145,12 @@ def _read_ahead(
 
 def _files(source: Source, index: int) -> list[Path]:
     """Return the files that reading a sample of a folder opens; none of another source."""
-    samples = getattr(source, "samples", None)
-    if samples is None:
+    from setr_fast.data.source import FolderSource
+
+    if not isinstance(source, FolderSource):
         return []
-    return [file for file in (samples[index].image, samples[index].extra, samples[index].mask) if file is not None]
+    sample = source.samples[index]
+    return [file for file in (sample.image, sample.extra, sample.mask) if file is not None]
 
 
 def check_classes(spec: Any, source: Source) -> None:

@@ -28,19 +28,19 @@ class Pictures:
 
     def __init__(self, make_picture, classes: int = 5) -> None:
         self.classes = ClassTable.numbered(classes)
-        self._samples = []
+        self.samples = []
         for index in range(5):
             size = 20 + 9 * index, 50 - 7 * index
             label = np.random.default_rng(index).integers(0, classes, size).astype(np.uint8)
             label[:3] = 255
-            self._samples.append((make_picture(*size), label))
+            self.samples.append((make_picture(*size), label))
         self.names = [f"p{index}" for index in range(5)]
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._samples[index]
+        return self.samples[index]
 
 
 def test_every_pixel_is_counted_once_and_ignored_ones_never(make_model, make_picture):
@@ -59,7 +59,7 @@ def test_every_pixel_is_counted_once_and_ignored_ones_never(make_model, make_pic
 
 def test_windows_of_several_pictures_pass_through_the_model_together(make_model, make_picture):
     model, source = make_model(), Pictures(make_picture)
-    source._samples = [source._samples[2]] * 6
+    source.samples = [source.samples[2]] * 6
     single = evaluate(model, source, InferenceConfig(window_batch=1)).confusion
     sizes: list[int] = []
     model.patches.register_forward_hook(lambda module, given, result: sizes.append(len(given[0])))
@@ -71,7 +71,7 @@ def test_windows_of_several_pictures_pass_through_the_model_together(make_model,
 def test_strips_of_a_small_budget_change_nothing(make_model, make_picture):
     model, source = make_model(), Pictures(make_picture)
     label = np.random.default_rng(0).integers(0, 5, (40, 300)).astype(np.uint8)
-    source._samples = [(make_picture(40, 300), label)] * 2
+    source.samples = [(make_picture(40, 300), label)] * 2
     whole = evaluate(model, source).confusion
     small = InferenceConfig(memory_budget="2kB", window_batch=4)
     np.testing.assert_array_equal(evaluate(model, source, small).confusion, whole)
@@ -88,7 +88,7 @@ def test_a_mask_of_another_size_is_compared_at_its_own(make_model, make_picture)
     model, source = make_model(), Pictures(make_picture)
     image, _ = source.read(0)
     label = np.zeros((7, 9), np.uint8)
-    source._samples = [(image, label)]
+    source.samples = [(image, label)]
     scores = evaluate(model, source)
     assert scores.pixels == 63
     counts = np.bincount(predict(model, image, out_size=(7, 9)).reshape(-1), minlength=5)
