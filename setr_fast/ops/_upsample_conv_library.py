@@ -24,7 +24,8 @@ def forward(
 ) -> Tensor:
     """Interpolate and convolve in the order that costs less, ReLU."""
     if not _conv_first(x, weight, height, width):
-        if x.device.type == "cpu" and x.dtype == torch.float32 and (x.shape[2], x.shape[3]) == (height, width):
+        same = (x.shape[2], x.shape[3]) == (height, width)
+        if same and weight.shape[-1] > 1 and x.device.type == "cpu" and x.dtype == torch.float32:
             x = x.contiguous()  # of channels-last maps torch's CPU convolution is four times less exact
         return reference(x, weight, bias, height, width, align_corners, relu)
     y = _resize(F.conv2d(x, weight, bias), (height, width), align_corners)
