@@ -1,8 +1,8 @@
 """The processors for the model, or for what reads and writes pictures, never for both at once.
 
 A model that computes on a processor has a thread on every core, and each of its layers ends when the last thread does.
-A picture decoded meanwhile takes one core, and the other cores wait, actively, until the layer's part on it is done: a
-millisecond of decoding costs the model several. Both take turns instead, and each has all cores in its own.
+A picture decoded meanwhile takes one core, and the other cores wait, actively, until the layer's part on it is done.
+Both take turns instead, and each has all cores in its own (docs/design/0008 says what that was measured to bring).
 What waits for a disk or a net belongs outside the turns: nobody waits for it then.
 """
 
