@@ -38,6 +38,8 @@ def hosts() -> Iterator[list[str]]:
     try:
         if any(done.returncode for done in made):
             pytest.skip(f"network namespaces are not allowed here: {made[0].stderr.strip()}")
+        if (entered := _ip("netns", "exec", names[0], "true")).returncode != 0:
+            pytest.skip(f"nothing may run in a network namespace here: {entered.stderr.strip()}")
         cable = _ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
         if cable.returncode:
             pytest.skip(f"veth pairs are not allowed here: {cable.stderr.strip()}")
