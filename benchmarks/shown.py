@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from benchmarks.report_rows import fastest_other, spread, used
+from benchmarks.report_rows import Row, fastest_other, spread, used
 
-Row = dict[str, Any]
 HEAD = ("comparison", "used", "x reference", "x strongest other", "outputs checked")
 EXPLAINED = (
     "Times faster: median (20th..80th percentile) over rounds in which both sides ran; below 1 is slower.",

@@ -151,6 +151,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     complete folder exists under one of the two names.
     """
     path = Path(path)
+    _refuse_devices(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
     try:
@@ -194,9 +195,9 @@ def can_be_made(path: Path) -> bool:
 
 
 def _refuse_devices(path: Path) -> None:
-    """Refuse to put a file in a device's or a pipe's place: who may do anything would lose /dev/null."""
+    """Refuse to put anything in a device's or a pipe's place: who may do anything would lose /dev/null."""
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ConfigError(f"{path}: must be a file, got a device or a pipe; name another")
+        raise ConfigError(f"{path}: must be a file or a folder, got a device or a pipe; name another")
 
 
 def _umask() -> int:

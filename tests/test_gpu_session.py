@@ -130,7 +130,7 @@ def test_what_was_said_reaches_the_folder_though_all_is_killed(name: str, sessio
 
 
 def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")).split()  # by threads
     return [pid, *(found for child in children for found in _descendants(int(child)))]
 
 
@@ -210,7 +210,7 @@ def test_why_a_test_failed_is_said_before_the_others_end(tmp_path: Path) -> None
             time.sleep(0.05)
         assert process.poll() is None, "it was said while the next test ran"
     finally:
-        for pid in reversed(_descendants(process.pid)):
+        for pid in _descendants(process.pid):  # the first first: it would start another in a lost one's place
             os.kill(pid, signal.SIGKILL)
         process.wait()
     assert "test_them.py::test_fails failed:" in (tmp_path / "said").read_text()
