@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from setr_fast.cli import main
+from setr_fast.errors import ConfigError
+from setr_fast.files import atomic_folder
 from setr_fast.models.model import create_model
 
 VERBS = ["train", "eval", "compare", "predict", "convert", "convert --to mmseg", "export", "coco", "shards"]
@@ -102,3 +104,10 @@ def test_channels_that_a_model_does_not_take_are_refused(
 ) -> None:
     argv = [*_asked("predict", given, tmp_path / "out"), "--extra", str(given)]
     _refused(argv, 2, capsys)
+
+
+def test_a_folder_is_not_put_in_a_pipes_place(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="got a device or a pipe"), atomic_folder(tmp_path / "pipe"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
